@@ -1,0 +1,6 @@
+"""One small module per framework; each is imported only by those who use that framework.
+
+- `optax`: the audit as a gradient transformation, its state in the optimizer's.
+- `flax_nnx`: router probabilities from NNX intermediates; the audit inside an `nnx.Optimizer`.
+- `flax_linen`: router probabilities from Linen's `sow`; a `TrainState` that hands metrics on.
+"""

@@ -1,0 +1,68 @@
+"""When a rule fires, in words.
+
+A rule fires when it is a risk that is TRUE or a health rule that is FALSE, from its warm-up on. An alert
+is raised when it begins to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .formula import Rule
+from .records import Records, Schema, State
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A rule that began to fire.
+
+    Attributes:
+        rule: the rule.
+        step: of the first row in which it fired.
+        layer: the layer that decided: highest lower bound for a risk, lowest upper bound otherwise.
+        truth: (lower, upper) of the rule in that row, over all layers.
+    """
+
+    rule: Rule
+    step: int
+    layer: str
+    truth: tuple[float, float]
+
+    def __str__(self) -> str:
+        """Verdict, why, next, on one line each."""
+        rule, (lower, upper) = self.rule, self.truth
+        verdict = "is TRUE" if rule.kind == "risk" else "is FALSE"
+        why = " ".join(filter(None, (rule.description, rule.cause and f"Likely cause: {rule.cause}")))
+        lines = [f"{rule.name} {verdict} since step {self.step} in layer '{self.layer}' [{lower:.2f}, {upper:.2f}]"]
+        lines.append(f"  Why:  {rule.text or rule.formula}" + (f". {why}" if why else ""))
+        if rule.next_step:
+            lines.append(f"  Next: {rule.next_step}")
+        return "\n".join(lines)
+
+
+class Watch:
+    """Notices when rules begin to fire, over batches of records."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._firing = np.zeros(len(schema.rules), bool)
+
+    def __call__(self, records: Records) -> list[Alert]:
+        """Alerts of a batch, in the order of their steps."""
+        rules = records.schema.rules
+        risk = np.array([rule.kind == "risk" for rule in rules], bool)
+        health = np.array([rule.kind == "health" for rule in rules], bool)
+        warm = records.step[:, None] >= np.array([rule.warmup for rule in rules], int)
+        firing = warm & np.where(risk, records.state == State.TRUE, health & (records.state == State.FALSE))
+        before = np.vstack([self._firing, firing])[:-1]
+        if len(records):
+            self._firing = firing[-1]
+        return [_alert(records, int(row), int(rule)) for row, rule in np.argwhere(firing & ~before)]
+
+
+def _alert(records: Records, row: int, number: int) -> Alert:
+    rule, layers = records.schema.rules[number], records.truth_layer[row, number]
+    worst = layers[:, 0].argmax() if rule.kind == "risk" else layers[:, 1].argmin()
+    lower, upper = records[row : row + 1].truth[0, number]
+    return Alert(rule, int(records.step[row]), records.schema.layers[worst], (float(lower), float(upper)))

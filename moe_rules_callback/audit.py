@@ -1,0 +1,201 @@
+"""Rules compiled into a pure pair, for use inside a jitted training step.
+
+    audit = Audit({"specialised": "0.85 :: high_routing_confidence & low_activation_entropy"})
+    state = audit.init(metrics)                       # real metrics, or jax.ShapeDtypeStruct
+
+    @jax.jit
+    def train_step(params, state, batch):
+        ...
+        return params, audit.update(state, {"loss": loss, "router_probs": probs})
+
+`update` never waits for the host. Finished rows stay in a ring inside the state until somebody drains
+them; `RuleAuditCallback` does, and does all of this by itself when it is called beside the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+import pluggy
+
+from . import plugins
+from .errors import MetricsError, PluginError
+from .formula import Rule
+from .language import parse_rule
+from .metrics import collect
+from .plan import AuditState, Layout, Plan, Rows, layout_of
+from .records import ARRAYS, Records, Schema
+from .rulebook import Source, load_rules
+from .signals import Signal
+
+__all__ = ["Audit", "AuditState"]
+
+
+class Audit:
+    """Rules, compiled for the metrics that `init` is shown.
+
+    Args:
+        rules: a mapping name -> text, a list of texts, the name of a shipped book ("nano_moe",
+            "router_health"), the path of a TOML rule file, or None for the book "router_health".
+        top_k: experts that a token uses, where the metrics have no `expert_index`.
+        layer_axis: axis of the router arrays that counts layers, when they are stacked. None: all axes
+            but the last are tokens.
+        signals: signals to record besides those that the rules use, or "all".
+        max_experts: experts whose share of the load is recorded.
+        rows: rows that the state holds until they are drained.
+        plugin_manager: of `get_plugin_manager`; None: a new one.
+
+    Raises:
+        RuleSyntaxError, RulebookError, UnknownNameError: the rules cannot be read.
+        PluginError: plugins contradict each other.
+    """
+
+    def __init__(
+        self,
+        rules: Source = None,
+        *,
+        top_k: int | None = None,
+        layer_axis: int | None = None,
+        signals: Sequence[str] | str = (),
+        max_experts: int = 256,
+        rows: int = 256,
+        plugin_manager: pluggy.PluginManager | None = None,
+    ) -> None:
+        self._manager = plugin_manager or plugins.get_plugin_manager()
+        self._top_k, self._layer_axis = top_k, layer_axis
+        book = load_rules(rules)
+        given = plugins.contributions(self._manager, "provide_rules")
+        added = [
+            replace(rule, name=name) if isinstance(rule, Rule) else parse_rule(rule, name)
+            for name, rule in given.items()
+        ]
+        if twice := {rule.name for rule in book.rules} & given.keys():
+            raise PluginError(f"a plugin and the rules both name a rule '{twice.pop()}'. Rename yours.")
+        self._settings: dict[str, Any] = {
+            "rules": () if book.shipped else book.rules,
+            "optional": (*(book.rules if book.shipped else ()), *added),
+            "predicates": plugins.contributions(self._manager, "provide_predicates") | dict(book.predicates),
+            "signals": {
+                name: signal if isinstance(signal, Signal) else Signal(signal, ("*",))
+                for name, signal in plugins.contributions(self._manager, "provide_signals").items()
+            },
+            "record": signals if signals == "all" or not isinstance(signals, str) else (signals,),
+            "max_experts": max_experts,
+            "ring": rows,
+        }
+        self._plan: Plan | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """What `init` compiled."""
+        if self._plan is None:
+            raise MetricsError(
+                "the audit has not seen any metrics yet: call init(metrics) first, with real metrics or with "
+                "jax.ShapeDtypeStruct, so that it knows the layers and experts."
+            )
+        return self._plan
+
+    @property
+    def schema(self) -> Schema:
+        """What the columns of a record mean. Known after `init`."""
+        return self.plan.schema
+
+    def init(self, metrics: Mapping[str, Any]) -> AuditState:
+        """State before the first step.
+
+        Args:
+            metrics: those of a step, or arrays' shapes and dtypes only; values are not looked at.
+
+        Raises:
+            UnknownNameError: a rule names a predicate that nobody defines.
+            MissingSignalError: a rule of the user's own needs a metric that is not there.
+            MetricsError: shapes that do not belong together.
+        """
+        metrics = self._adapted(metrics)
+        layout = layout_of(metrics, self._top_k, self._layer_axis)
+        self._plan = Plan(layout, **self._settings)
+        return self._plan.init()
+
+    def update(self, state: AuditState, metrics: Mapping[str, Any], step: Any = None) -> AuditState:
+        """Take in one step. Pure; may be jitted, scanned and sharded.
+
+        Args:
+            state: of `init` or of the step before.
+            metrics: as those given to `init`; token axes may have any length.
+            step: number of the step, int32 []; None: one more than the last.
+
+        Raises:
+            MetricsError: layers, experts or scalars differ from those given to `init`.
+        """
+        metrics = self._adapted(metrics)
+        routers = collect(metrics, self._top_k, self._layer_axis)
+        self._compare(Layout.of(metrics, routers))
+        return self.plan.update(state, metrics, routers, step)
+
+    def select(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """The metrics that the rules and signals read; the others need not enter a jitted function."""
+        if "*" in (needed := self.plan.metrics):
+            return dict(metrics)
+        return {key: value for key, value in metrics.items() if key in needed or key == "intermediates"}
+
+    def records(self, rows: Rows, numbers: np.ndarray, wall_time: np.ndarray) -> Records:
+        """Rows of a drained ring, unpacked on the host.
+
+        Args:
+            rows: the ring, as NumPy arrays.
+            numbers: int [n], which rows of the run, oldest first.
+            wall_time: float64 [n], seconds since the epoch.
+        """
+        schema, slots = self.schema, numbers % len(rows.step)
+        r, s, y, e = len(schema.rules), len(schema.signals), len(schema.layers), schema.experts
+        shapes = {
+            "truth_layer": (r, y, 2), "signal_value": (s, y), "signal_pooled": (s,), "expert_share": (y, e),
+        }  # fmt: skip
+        ends = np.cumsum([np.prod(shape, dtype=int) for shape in shapes.values()])
+        parts = np.split(np.asarray(rows.values)[slots], ends[:-1], axis=1)
+        arrays = {
+            name: part.reshape(len(slots), *shape)
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
+        arrays["step"] = np.asarray(rows.step)[slots].astype(np.int64)
+        arrays["state"] = np.asarray(rows.state)[slots]
+        arrays["wall_time"] = wall_time
+        return Records(schema, **{name: arrays[name] for name in ARRAYS})
+
+    def _adapted(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Metrics with a trainer's own object replaced by the probabilities that an adapter finds in it."""
+        metrics = dict(metrics)
+        source = metrics.pop("intermediates", None)
+        probs = metrics.get("router_probs")
+        if probs is not None and not isinstance(probs, Mapping | Sequence) and not hasattr(probs, "shape"):
+            source = probs
+        if source is not None:
+            metrics["router_probs"] = plugins.find_router_probs(self._manager, source)
+        return metrics
+
+    def _compare(self, layout: Layout) -> None:
+        before = self.plan.layout
+        if layout.routers != before.routers:
+            raise MetricsError(
+                f"the routers differ from those given to init: (layers, experts, experts per token) are "
+                f"{layout.routers}, and were {before.routers}. Call init again, or pass the same layers."
+            )
+        if absent := self.plan.metrics - layout.metrics - {"*"}:
+            raise MetricsError(
+                f"the metrics of this step lack {', '.join(sorted(absent))}, which init was shown. "
+                f"Pass every metric at every step; float('nan') stands for a scalar that has no value now."
+            )
+
+
+def is_state(node: Any) -> bool:
+    """Whether a node of a pytree is an audit's state."""
+    return isinstance(node, AuditState)
+
+
+def find_state(tree: Any) -> AuditState | None:
+    """The first `AuditState` anywhere in a pytree, such as an optimizer's state."""
+    return next((leaf for leaf in jax.tree.leaves(tree, is_leaf=is_state) if is_state(leaf)), None)

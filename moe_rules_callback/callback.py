@@ -1,0 +1,298 @@
+"""RuleAuditCallback: the one object that a trainer holds.
+
+    with RuleAuditCallback(rules, logdir="runs/demo") as audit:
+        for x, y in batches:
+            loss, router_probs = train_step(model, optimizer, x, y)
+            audit.on_step({"loss": loss, "router_probs": router_probs})
+
+    audit.history                      # an xarray.Dataset
+
+Beside the step, `on_step` is one asynchronous dispatch. Inside the step, carry `audit.init(metrics)` and
+`audit.update(state, metrics)` in the jitted function and call `audit.drain(state)` in the loop.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from .alerts import Watch
+from .audit import Audit, find_state
+from .delivery import Delivery
+from .errors import HistoryError, MetricsError
+from .hookspecs import hookimpl
+from .plan import AuditState
+from .plugins import Safely, get_plugin_manager
+from .records import Records, Run
+from .rulebook import Source
+from .sinks import make_sink
+from .sinks.memory import MemorySink
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+log = logging.getLogger("moe_rules_callback")
+FLUSH_SECONDS = 10.0  # a slow run is shown at least so often
+PATIENCE = 60.0  # seconds that flush and close wait for the sinks
+LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class RuleAuditCallback:
+    """Evaluates rules over a router while it trains, and keeps, shows and logs what they say.
+
+    Args:
+        rules, top_k, layer_axis, signals, max_experts: see `Audit`.
+        logdir: where TensorBoard files and the history go; None: the history stays in memory.
+        sinks: "tensorboard", "zarr", "console", objects with the hooks of a sink, or CLU metric writers.
+            None: TensorBoard and zarr if there is a logdir.
+        plugins: objects with any other hooks (see `hookspecs`).
+        flush_every: rows that are brought to the host together. A row is shown after so many steps, or
+            after 10 seconds.
+        resume: continue the history that stands in `logdir`.
+        config: whatever should be kept beside the history (JSON values).
+
+    Raises:
+        RuleSyntaxError, RulebookError, UnknownNameError: the rules cannot be read.
+        PluginError: plugins contradict each other.
+    """
+
+    def __init__(
+        self,
+        rules: Source = None,
+        *,
+        logdir: str | Path | None = None,
+        sinks: Iterable[Any] | None = None,
+        plugins: Iterable[Any] = (),
+        flush_every: int = 64,
+        resume: bool = False,
+        top_k: int | None = None,
+        layer_axis: int | None = None,
+        signals: Sequence[str] | str = (),
+        max_experts: int = 256,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        if flush_every < 1:
+            raise ValueError(f"flush_every is {flush_every}; it counts rows and must be at least 1.")
+        self._logdir = None if logdir is None else Path(logdir)
+        if sinks is None:
+            sinks = ("zarr", "tensorboard") if logdir is not None else ()
+        made = [make_sink(sink) for sink in sinks]
+        # The history is read back from a zarr sink if there is one, so that memory does not grow.
+        self._store: Any = next((sink for sink in made if _is_store(sink)), None) or MemorySink()
+        if self._store not in made:
+            made.append(self._store)
+        self._manager = get_plugin_manager([*made, *plugins])
+        self.audit = Audit(
+            rules, top_k=top_k, layer_axis=layer_axis, signals=signals, max_experts=max_experts,
+            rows=2 * flush_every, plugin_manager=self._manager,
+        )  # fmt: skip
+        self._safely = Safely(self._manager)
+        self._flush_every, self._resume, self._config = flush_every, resume, dict(config or {})
+        self._update: Any = None
+        self._latest: Any = None  # the newest AuditState, or a tree that holds it
+        self._delivery: Delivery | None = None
+        self._run: Run | None = None
+        self._closed = False
+        self._calls = self._sent_calls = 0
+        self._rows_per_call = 1
+        self._last_sent = time.monotonic()
+        _close_at_exit(self)
+
+    # Beside the step.
+
+    def on_step(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Take in the metrics of a training step. Does not wait for the device.
+
+        Args:
+            metrics: `loss`, `router_probs` [.., tokens, experts] or `router_logits`, `expert_index`,
+                `token_mask`, `params`, `grads` and any scalars; on any device, sharded, or NumPy.
+            step: its number; None: one more than the last.
+
+        Raises:
+            UnknownNameError, MissingSignalError, MetricsError: at the first step, if a rule cannot be
+                evaluated on these metrics; later, if their layout changes.
+        """
+        self._check_open()
+        if self._update is None:
+            self._latest = self._place(self.audit.init(metrics), metrics)
+            self._begin()
+        self._latest = self._update(self._latest, self._complete(metrics), step)
+        self._tick(self._flush_every)
+
+    @hookimpl(specname="on_step")
+    def step_event(self, metrics: Mapping[str, Any], step: int | None) -> None:
+        """`on_step` for a plugin manager, which passes nothing to an argument with a default."""
+        self.on_step(metrics, step)
+
+    @hookimpl(specname="on_train_end")
+    def end_event(self) -> None:
+        """`close` for a plugin manager."""
+        self.close()
+
+    # Inside the step.
+
+    def init(self, metrics: Mapping[str, Any]) -> AuditState:
+        """State before the first step, see `Audit.init`."""
+        return self.audit.init(metrics)
+
+    def update(self, state: AuditState, metrics: Mapping[str, Any], step: Any = None) -> AuditState:
+        """Take in one step; pure, see `Audit.update`."""
+        return self.audit.update(state, metrics, step)
+
+    def drain(self, tree: Any) -> None:
+        """Beside a loop that carries the state inside the step: now and then read its finished rows.
+
+        Args:
+            tree: the `AuditState`, or any pytree that holds one, such as an optimizer's state. Call this
+                after every step, before the tree is donated to the next one.
+
+        Raises:
+            MetricsError: there is no `AuditState` in the tree.
+        """
+        self._check_open()
+        if self._delivery is None:
+            self._begin()
+        assert self._delivery is not None
+        self._latest = tree
+        if self._sent_calls:
+            self._rows_per_call = max(self._rows_per_call, self._delivery.rows // self._sent_calls)
+        self._tick(self._flush_every // self._rows_per_call if self._sent_calls else 1)
+
+    # Results.
+
+    @property
+    def history(self) -> xr.Dataset:
+        """All rows so far. Waits until they are written.
+
+        Raises:
+            HistoryError: no step has been taken, or this process is not the one that writes.
+        """
+        if self._run is None:
+            raise HistoryError("there is no history yet: no step has been taken.")
+        if jax.process_index():
+            raise HistoryError("only process 0 writes the history; read it there, or open its logdir.")
+        if not self._closed:
+            self.flush()
+        if isinstance(self._store, MemorySink):
+            return self._store.dataset(self._run)
+        from .history import open_history
+
+        return open_history(self._store.path)
+
+    def flush(self) -> None:
+        """Bring all rows to the sinks now and wait for them."""
+        if self._delivery is not None:
+            self._send_rest()
+            if not self._delivery.wait(PATIENCE):
+                log.warning("the sinks did not take all rows within %.0f s", PATIENCE)
+
+    def close(self) -> None:
+        """Write what is left and close the sinks. Does nothing the second time."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._delivery is not None:
+            self._send_rest()
+            if not self._delivery.close(PATIENCE):
+                log.warning("closing, although the sinks did not take all rows within %.0f s", PATIENCE)
+            if self._writes:
+                self._safely("on_train_end", run=self._run)
+        self._latest = None
+
+    def __enter__(self) -> RuleAuditCallback:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # Inner workings.
+
+    @property
+    def _writes(self) -> bool:
+        return jax.process_index() == 0
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise HistoryError("this callback is closed: make a new one for another run.")
+
+    def _begin(self) -> None:
+        """Once the layout is known: tell the sinks, start the thread."""
+        self._run = Run(self.audit.schema, self._logdir, self._flush_every, self._resume, self._config)
+        if self._writes:
+            self._safely("on_train_start", run=self._run)
+        watch = Watch(self.audit.schema)
+
+        def receive(records: Records) -> None:
+            self._safely("on_records", records=records)
+            for alert in watch(records):
+                log.log(LEVELS[alert.rule.severity], "%s", alert)
+                self._safely("on_alert", alert=alert)
+
+        self._delivery = Delivery(self.audit.records, receive)
+
+    def _place(self, state: AuditState, metrics: Mapping[str, Any]) -> AuditState:
+        """The state where the metrics are: replicated over their mesh when they are sharded."""
+        replicated = None
+        for leaf in jax.tree.leaves(self.audit.select(metrics)):
+            if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
+                if isinstance(leaf.sharding, jax.sharding.NamedSharding):
+                    replicated = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())
+                    break
+        self._update = jax.jit(self.audit.update, donate_argnums=0, out_shardings=replicated)
+        return state if replicated is None else jax.device_put(state, replicated)
+
+    def _complete(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """What the rules read; a scalar that this step does not have is NaN."""
+        chosen = self.audit.select(metrics)
+        for name in self.audit.plan.layout.scalars:
+            chosen.setdefault(name, np.float32(np.nan))
+        return chosen
+
+    def _tick(self, every: int) -> None:
+        """Count a call; send a snapshot after `every` of them, or when the last is long ago."""
+        self._calls += 1
+        late = time.monotonic() - self._last_sent > FLUSH_SECONDS
+        if late or self._calls - self._sent_calls >= every:
+            self._send()
+
+    def _send(self) -> None:
+        assert self._delivery is not None
+        if (state := find_state(self._latest)) is None:
+            raise MetricsError(
+                "drain found no AuditState in what it was given. Pass the state that audit.update returned, or "
+                "the optimizer state of a transformation made with moe_rules_callback.integrations.optax."
+            )
+        self._sent_calls, self._last_sent = self._calls, time.monotonic()
+        if self._writes:
+            self._delivery.send(state)
+
+    def _send_rest(self) -> None:
+        """Send what has not been sent, unless its arrays were donated to a step since."""
+        state = find_state(self._latest)
+        donated = state is not None and any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+        if self._calls > self._sent_calls and not donated:
+            self._send()
+
+
+def _is_store(sink: Any) -> bool:
+    """Whether a sink is a `ZarrSink`, without importing zarr to find out."""
+    return type(sink).__name__ == "ZarrSink"
+
+
+def _close_at_exit(callback: RuleAuditCallback) -> None:
+    """Close a callback that was never closed when Python ends."""
+    reference = weakref.ref(callback)
+
+    def close() -> None:
+        if (alive := reference()) is not None:
+            alive.close()
+
+    atexit.register(close)

@@ -1,0 +1,155 @@
+"""The history of an audit as an `xarray.Dataset`, from rows in memory or from a store on disk.
+
+    history = open_history("runs/demo")               # a log directory, or the path of a store
+    history.truth.sel(rule="load_imbalance", bound="lower")
+    history.moe_rules["load_imbalance"]               # its two bounds over step
+    history.moe_rules.states("load_imbalance")        # 1 where it is TRUE; see its flag_meanings
+    history.moe_rules.plot("audit.png")
+
+`columns` lists the variables. Importing this module imports xarray and registers `.moe_rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from .columns import attributes, columns, coordinates
+from .errors import HistoryError, UnknownNameError, closest
+from .records import Records
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def records_to_dataset(
+    records: Records | Iterable[Records], config: Mapping[str, Any] | None = None
+) -> xr.Dataset:
+    """Rows in memory as a dataset; the same that `open_history` gives for a store of these rows.
+
+    Args:
+        records: one batch of rows, or several of one run in the order of their steps.
+        config: kept as JSON in the attribute `config`.
+
+    Raises:
+        HistoryError: no batch at all; a batch without rows is fine, since it carries a schema.
+    """
+    batches = [records] if isinstance(records, Records) else list(records)
+    if not batches:
+        raise HistoryError(
+            "records_to_dataset got no batch of records, so it cannot know which rules and layers "
+            "the dataset is about. Pass at least one batch; it may be empty."
+        )
+    schema = batches[0].schema
+    variables = {}
+    for column in columns(schema):
+        values = np.concatenate([getattr(batch, column.name) for batch in batches])
+        variables[column.name] = (column.dims, values.astype(column.dtype, copy=False), dict(column.attrs))
+    return xr.Dataset(variables, coordinates(schema), attributes(schema, config or {}))
+
+
+def open_history(path: str | Path) -> xr.Dataset:
+    """The history on disk, read lazily; also while its run is writing, and after it was killed.
+
+    Args:
+        path: a log directory, whose newest `audit*.zarr` is opened, or the path of a store.
+
+    Returns:
+        The variables of `columns`, without rows that are not written.
+
+    Raises:
+        HistoryError: there is no history, or what is there is not one.
+    """
+    from .sinks.zarr import stores, written_rows
+
+    path = Path(path)
+    if not path.is_dir():
+        raise HistoryError(
+            f"There is no directory {path}. open_history takes the logdir of a run, or the path of "
+            "its audit.zarr."
+        )
+    store = path
+    if not (path / "zarr.json").exists():
+        found = stores(path / "audit.zarr")
+        if not found:
+            raise HistoryError(
+                f"{path} holds no audit.zarr. Either the run has not started, or it ran without a "
+                'zarr sink (it writes one with logdir=..., or sinks=["zarr"]).'
+            )
+        store = found[-1]
+    rows = written_rows(store)
+    dataset = _open_zarr(store, rows)
+    # zarr gives NumPy's StringDType, which pandas and netCDF do not know
+    text = [name for name in dataset.coords if dataset[name].dtype.kind == "T"]
+    return dataset.assign_coords({name: np.array(dataset[name].values.tolist(), np.str_) for name in text})
+
+
+def _open_zarr(store: Path, rows: int) -> xr.Dataset:
+    """The first `rows` rows of a store, variable by variable.
+
+    xarray refuses a store whose variables differ in length, and for a moment they do: while a run
+    grows or closes its store, or for good if it is killed right then. Each holds `rows` rows.
+    """
+    import zarr
+
+    group = zarr.open_group(store, mode="r")
+    names = set(group.array_keys())
+    parts = [
+        xr.open_dataset(store, engine="zarr", chunks=None, consolidated=False, drop_variables=names - {name})
+        for name in sorted(names)
+    ]
+    trimmed = [part.isel(step=slice(rows)) if "step" in part.dims else part for part in parts]
+    return xr.merge(trimmed, join="exact", compat="no_conflicts", combine_attrs="override")
+
+
+@xr.register_dataset_accessor("moe_rules")
+class MoeRules:
+    """What a history says about single rules, as `dataset.moe_rules`."""
+
+    def __init__(self, dataset: xr.Dataset) -> None:
+        self._dataset = dataset
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Names of the rules, in the order of the run."""
+        return tuple(self._dataset["rule"].values.tolist())
+
+    def __getitem__(self, rule: str) -> xr.DataArray:
+        """Truth of a rule over step: float32 [step, bound], with bound "lower" and "upper".
+
+        Raises:
+            UnknownNameError: the history has no such rule.
+        """
+        return self._dataset["truth"].sel(rule=self._known(rule), drop=True).rename(rule)
+
+    def states(self, rule: str | None = None) -> xr.DataArray:
+        """int8 [step], or [step, rule] without a name: 0 FALSE, 1 TRUE, 2 UNKNOWN, 3 CONTRADICTORY."""
+        states = self._dataset["state"]
+        return states if rule is None else states.sel(rule=self._known(rule), drop=True).rename(rule)
+
+    def plot(self, path: str | Path | None = None, **options: Any) -> Figure:
+        """Loss above, truth intervals below; see `plots.plot_audit` for the options."""
+        from .plots import plot_audit
+
+        return plot_audit(self._dataset, path, **options)
+
+    def to_tutorial(self) -> xr.Dataset:
+        """`loss`, and `<rule>_L` and `<rule>_U` for every rule, over step: the tutorial's variables."""
+        bounds = {
+            f"{rule}_{letter}": self[rule].sel(bound=bound, drop=True)
+            for rule in self.rules
+            for letter, bound in (("L", "lower"), ("U", "upper"))
+        }
+        return xr.Dataset({"loss": self._dataset["loss"], **bounds})
+
+    def _known(self, rule: str) -> str:
+        if rule not in self.rules:
+            raise UnknownNameError(
+                f"This history has no rule {rule!r}.{closest(rule, self.rules)} "
+                f"It has: {', '.join(self.rules)}."
+            )
+        return rule

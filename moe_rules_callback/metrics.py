@@ -1,0 +1,214 @@
+"""What a training step hands over, brought into one shape.
+
+    {"loss": (), "router_probs": {"block_0": [batch, time, experts], ..}, "expert_index": {..}}
+
+Router metrics (`router_probs` or `router_logits`, `expert_index`, `token_mask`) come as one array
+[.., tokens, experts], as a list of arrays, as a (nested) mapping layer -> array, or stacked on the axis
+`layer_axis`. All other leading axes are tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .errors import MetricsError
+
+ROUTER_METRICS = ("router_probs", "router_logits", "expert_index", "token_mask")
+TREES = ("params", "grads")
+
+
+@dataclass(frozen=True)
+class Routers:
+    """n layers that see T tokens and choose k of E experts.
+
+    Attributes:
+        names: of the layers, n.
+        experts, k: E, and the number of experts a token uses (None: not known).
+        given: float32 [n, T, E] probabilities or affinities as passed, or None.
+        logits: float32 [n, T, E], or None.
+        index: int [n, T, k], the experts that were used, or None.
+        mask: bool [n, T], False for padding, or None.
+    """
+
+    names: tuple[str, ...]
+    experts: int
+    k: int | None
+    given: jax.Array | None
+    logits: jax.Array | None
+    index: jax.Array | None
+    mask: jax.Array | None
+
+    @cached_property
+    def probs(self) -> jax.Array:
+        """float32 [n, T, E], normalised over experts (sigmoid affinities are not); NaN for a token
+        with a negative entry or without any positive one."""
+        if self.given is None:
+            assert self.logits is not None
+            return jax.nn.softmax(self.logits, axis=-1)
+        total = self.given.sum(-1, keepdims=True)
+        sound = (self.given.min(-1, keepdims=True) >= 0) & (total > 0)
+        return self.given / jnp.where(sound, total, jnp.nan)
+
+    @cached_property
+    def top1(self) -> jax.Array:
+        """float32 [n, T, E], 1 at each token's most probable expert; NaN where the token is."""
+        first = jax.nn.one_hot(jnp.argmax(self.probs, axis=-1), self.experts)
+        return jnp.where(jnp.isfinite(self.highest)[..., None], first, jnp.nan)
+
+    @cached_property
+    def highest(self) -> jax.Array:
+        """float32 [n, T], each token's largest probability."""
+        return self.probs.max(-1)
+
+    @cached_property
+    def selected(self) -> jax.Array:
+        """float32 [n, T, E], 1 where an expert is used: from `index`, else the k most probable.
+
+        The most probable are found by repeated argmax: `lax.top_k` gathers sharded tokens on CPU.
+        An index outside 0..E-1 makes its token NaN.
+        """
+        if self.index is not None:
+            chosen = (self.index[..., None] == jnp.arange(self.experts)).any(-2)
+            sound = ((self.index >= 0) & (self.index < self.experts)).all(-1, keepdims=True)
+            return jnp.where(sound, chosen.astype(jnp.float32), jnp.nan)
+        assert self.k is not None
+        chosen, left = self.top1, self.probs
+        for _ in range(self.k - 1):
+            left = jnp.where(chosen > 0, -1.0, left)
+            chosen = chosen + jax.nn.one_hot(jnp.argmax(left, axis=-1), self.experts)
+        return chosen
+
+    @property
+    def tokens(self) -> jax.Array:
+        """float32 [n], tokens that are not masked."""
+        array = self.given if self.given is not None else self.logits
+        assert array is not None
+        if self.mask is None:
+            return jnp.full(array.shape[0], array.shape[1], jnp.float32)
+        return self.mask.sum(1, dtype=jnp.float32)
+
+    def mean(self, per_token: jax.Array) -> jax.Array:
+        """Mean of [n, T, ...] over the tokens that are not masked: [n, ...]; NaN if none is left."""
+        if self.mask is None:
+            return per_token.mean(1)
+        ones = (1,) * (per_token.ndim - 2)
+        kept = jnp.where(self.mask.reshape(*self.mask.shape, *ones), per_token, 0)
+        return kept.sum(1) / self.tokens.reshape(-1, *ones)
+
+
+def collect(metrics: Mapping[str, Any], top_k: int | None, layer_axis: int | None) -> list[Routers]:
+    """The router metrics of one step, one `Routers` for each array that was passed.
+
+    They are not stacked: the probabilities of all layers can be the largest arrays of a step.
+
+    Raises:
+        MetricsError: shapes or layer names that do not belong together.
+    """
+    arrays = {key: _layers(metrics[key], key) for key in ROUTER_METRICS if key in metrics}
+    main = arrays.get("router_probs") or arrays.get("router_logits") or {}
+    if arrays.get("token_mask", {}).keys() == {"router"}:  # one mask for all layers
+        arrays["token_mask"] = dict.fromkeys(main, arrays["token_mask"]["router"])
+    for key, given in arrays.items():
+        if odd := given.keys() ^ main.keys():
+            raise MetricsError(
+                f"{key} and the router probabilities name different layers: {', '.join(sorted(odd))} only on "
+                f"one side. Pass both in the same form: two arrays, or two mappings with the same keys."
+            )
+    return [
+        _routers(name, {key: given[name] for key, given in arrays.items()}, top_k, layer_axis)
+        for name in main
+    ]
+
+
+def expert_counts(metrics: Mapping[str, Any]) -> set[int]:
+    """The numbers of experts that the routers of a step have."""
+    main = metrics.get("router_probs", metrics.get("router_logits", {}))
+    return {array.shape[-1] for array in _layers(main, "router_probs").values()}
+
+
+def scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics that are single numbers (shape () or a Python number), in the order given."""
+    return {
+        key: value
+        for key, value in metrics.items()
+        if key not in ROUTER_METRICS + TREES
+        and (isinstance(value, int | float | np.number) or getattr(value, "shape", None) == ())
+    }
+
+
+def _layers(value: Any, key: str, prefix: str = "") -> dict[str, Any]:
+    """Flatten an array, a sequence or a nested mapping into layer name -> array."""
+    if isinstance(value, Mapping):
+        found: dict[str, Any] = {}
+        for name, inner in value.items():
+            found |= _layers(inner, key, f"{prefix}/{name}" if prefix else str(name))
+        return found
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        width = len(str(len(value) - 1))
+        names = (f"{prefix}/{i:0{width}}" if prefix else f"layer_{i:0{width}}" for i in range(len(value)))
+        return {name: inner for name, each in zip(names, value, strict=True)
+                for name, inner in _layers(each, key, name).items()}  # fmt: skip
+    if not hasattr(value, "shape"):
+        raise MetricsError(
+            f"{key}{' of ' + prefix if prefix else ''} is a {type(value).__name__}, not an array, a list of "
+            f"arrays or a mapping layer -> array. If it is an object of a training framework, pass it as "
+            f"'intermediates' and import that framework's adapter from moe_rules_callback.integrations."
+        )
+    return {prefix or "router": value}
+
+
+def _routers(name: str, given: dict[str, Any], top_k: int | None, layer_axis: int | None) -> Routers:
+    lead = given.get("router_probs", given.get("router_logits"))
+    if lead.ndim < (2 if layer_axis is None else 3):
+        stacked = "" if layer_axis is None else f" with the layers on axis {layer_axis}"
+        raise MetricsError(
+            f"the router array of {name} has shape {lead.shape}; expected [.., tokens, experts]{stacked}. "
+            f"Pass the probabilities of all tokens, before experts are chosen."
+        )
+    tokens_shape = lead.shape[:-1]
+
+    def flat(key: str, axes: int) -> jax.Array | None:
+        """[n, T, ..] of a metric whose shape is tokens_shape and `axes` more."""
+        if key not in given:
+            return None
+        x = jnp.asarray(given[key])
+        stacked = layer_axis is not None
+        if key == "token_mask" and stacked and x.ndim == len(tokens_shape) - 1:  # one for all layers
+            x = jnp.broadcast_to(jnp.expand_dims(x, layer_axis), tokens_shape)
+        if x.ndim != len(tokens_shape) + axes or x.shape[: len(tokens_shape)] != tokens_shape:
+            raise MetricsError(
+                f"{key} of {name} has shape {x.shape}, which does not belong to router probabilities of "
+                f"shape {lead.shape}: all axes but the last must agree."
+            )
+        x = jnp.moveaxis(x, layer_axis, 0) if stacked else x[None]
+        return x.reshape(x.shape[0], -1, *x.shape[x.ndim - axes :])
+
+    probs, logits, index = flat("router_probs", 1), flat("router_logits", 1), flat("expert_index", 1)
+    mask = flat("token_mask", 0)
+    n, experts = (1 if layer_axis is None else lead.shape[layer_axis]), lead.shape[-1]
+    k = top_k if index is None else index.shape[-1]
+    if index is not None and not jnp.issubdtype(index.dtype, jnp.integer):
+        raise MetricsError(f"expert_index of {name} has dtype {index.dtype}; expected integers [.., tokens, k].")
+    if k is not None and not 1 <= k <= experts:
+        raise MetricsError(
+            f"{k} experts per token do not fit the {experts} experts of {name}. The last axis of expert_index "
+            f"(or top_k) counts the experts a token uses; the last axis of router_probs counts all experts."
+        )
+    stem = "layer" if name == "router" else name
+    names = (name,) if layer_axis is None else tuple(f"{stem}_{i:0{len(str(n - 1))}}" for i in range(n))
+    return Routers(
+        names,
+        experts,
+        k,
+        None if probs is None else probs.astype(jnp.float32),
+        None if logits is None else logits.astype(jnp.float32),
+        index,
+        None if mask is None else mask.astype(bool),
+    )

@@ -1,0 +1,122 @@
+"""The plugin manager: what takes part in an audit besides the audit itself.
+
+    manager = get_plugin_manager()
+    manager.register(MyPlugin())
+    RuleAuditCallback(rules, plugins=[MyOther()])       # makes its own manager and registers MyOther
+
+A manager is made anew each time, never shared. It holds the plugins of installed distributions (entry
+points of the group `moe_rules_callback`) and, for each training framework that the program has already
+imported, the adapter that recognises its objects.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pluggy
+
+from . import hookspecs
+from .errors import PluginError
+
+log = logging.getLogger("moe_rules_callback")
+ADAPTERS = {"flax.nnx": "flax_nnx", "flax.linen": "flax_linen"}  # framework -> module of integrations
+
+
+def get_plugin_manager(plugins: Iterable[Any] = ()) -> pluggy.PluginManager:
+    """A new manager with the entry points' plugins and `plugins`.
+
+    Raises:
+        PluginError: a method marked with `hookimpl` is no hook, or takes arguments that its hook lacks.
+    """
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.load_setuptools_entrypoints(hookspecs.PROJECT)
+        for plugin in plugins:
+            manager.register(plugin)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise PluginError(
+            f"plugin {_name(manager, error.plugin)} does not fit the hooks: {error}. "
+            f"moe_rules_callback.hookspecs lists them with their arguments."
+        ) from error
+    return manager
+
+
+def contributions(manager: pluggy.PluginManager, hook: str) -> dict[str, Any]:
+    """What all plugins return for `provide_signals`, `provide_predicates` or `provide_rules`, merged.
+
+    Raises:
+        PluginError: two plugins give the same name, or one does not return a mapping.
+    """
+    merged: dict[str, Any] = {}
+    giver: dict[str, str] = {}
+    for implementation in reversed(getattr(manager.hook, hook).get_hookimpls()):
+        plugin, given = implementation.plugin_name, implementation.function()
+        if not isinstance(given, Mapping):
+            raise PluginError(
+                f"{hook} of plugin '{plugin}' returned a {type(given).__name__}; it must return a mapping "
+                f"from names to what they stand for."
+            )
+        for name, value in given.items():
+            if name in merged:
+                raise PluginError(
+                    f"plugins '{giver[name]}' and '{plugin}' both {hook.replace('_', ' ')} called '{name}'. "
+                    f"Rename one, or leave one of the plugins out."
+                )
+            merged[name], giver[name] = value, plugin
+    return merged
+
+
+def find_router_probs(manager: pluggy.PluginManager, source: Any) -> Any:
+    """Ask the adapters of the frameworks in use, then the plugins, for the probabilities in `source`.
+
+    Raises:
+        PluginError: nobody recognises the object.
+    """
+    for framework, adapter in ADAPTERS.items():
+        if framework in sys.modules:
+            module = importlib.import_module(f"moe_rules_callback.integrations.{adapter}")
+            if not manager.is_registered(module):
+                manager.register(module)
+    if (found := manager.hook.find_router_probs(source=source)) is None:
+        raise PluginError(
+            f"no adapter recognises a {type(source).__module__}.{type(source).__qualname__} as a source of "
+            f"router probabilities. Pass an array or a mapping layer -> array as 'router_probs', or write a "
+            f"plugin with the hook find_router_probs."
+        )
+    return found
+
+
+class Safely:
+    """Calls a hook plugin by plugin; one that raises is reported once, with its name, and left out."""
+
+    def __init__(self, manager: pluggy.PluginManager) -> None:
+        self._manager = manager
+        self._off: set[str] = set()
+
+    def __call__(self, hook: str, **arguments: Any) -> None:
+        """Call `hook` of every plugin that is still on."""
+        for implementation in self._implementations(hook):
+            given = [arguments[name] for name in implementation.argnames]
+            try:
+                implementation.function(*given)
+            except Exception:
+                self._off.add(implementation.plugin_name)
+                log.exception(
+                    "plugin '%s' raised in %s and is switched off; training goes on",
+                    implementation.plugin_name, hook,
+                )  # fmt: skip
+
+    def _implementations(self, hook: str) -> Iterator[pluggy.HookImpl]:
+        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            if implementation.plugin_name not in self._off:
+                yield implementation
+
+
+def _name(manager: pluggy.PluginManager, plugin: object) -> str:
+    return f"'{manager.get_name(plugin) or type(plugin).__name__}'"

@@ -1,0 +1,152 @@
+"""Rows of an audit on the host: what sinks receive and the history stores.
+
+    Schema    what the columns mean; fixed for a run
+    Records   a batch of consecutive rows, as NumPy arrays
+    Run       what a trainer starts: schema, where it writes, what it was told
+
+Dimensions: n rows, R rules, S signals, Y layers, E experts; bounds are (lower, upper).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .formula import Rule
+
+
+class State(IntEnum):
+    """What the threshold makes of an interval; NOT_WRITTEN fills unwritten rows of a history."""
+
+    NOT_WRITTEN = -1
+    FALSE = 0
+    TRUE = 1
+    UNKNOWN = 2
+    CONTRADICTORY = 3
+
+
+@dataclass(frozen=True)
+class SignalInfo:
+    """A recorded signal. `per_layer` is False for signals of the whole model, such as the loss."""
+
+    name: str
+    long_name: str = ""
+    units: str = "1"
+    per_layer: bool = True
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What the columns of a run's records mean.
+
+    Attributes:
+        rules: R rules.
+        signals: S signals.
+        layers: Y layer names, at least one.
+        experts: number of columns of `expert_share`; 0 where no router is seen.
+    """
+
+    rules: tuple[Rule, ...]
+    signals: tuple[SignalInfo, ...]
+    layers: tuple[str, ...]
+    experts: int
+
+    @property
+    def rule_names(self) -> tuple[str, ...]:
+        return tuple(rule.name for rule in self.rules)
+
+    @property
+    def signal_names(self) -> tuple[str, ...]:
+        return tuple(signal.name for signal in self.signals)
+
+
+@dataclass(frozen=True)
+class Records:
+    """n consecutive rows.
+
+    Attributes:
+        schema: what the columns mean.
+        step: int64 [n].
+        state: int8 [n, R], values of `State`.
+        truth_layer: float32 [n, R, Y, 2].
+        signal_value: float32 [n, S, Y]; a signal of the whole model repeats its value. NaN or inf is
+            what the metric was: rules over it are UNKNOWN in that row.
+        signal_pooled: float32 [n, S]; from statistics averaged over the layers.
+        expert_share: float32 [n, Y, E]; share of assignments, NaN where a layer has fewer experts.
+        wall_time: float64 [n], seconds since the epoch, interpolated between flushes.
+    """
+
+    schema: Schema
+    step: np.ndarray
+    state: np.ndarray
+    truth_layer: np.ndarray
+    signal_value: np.ndarray
+    signal_pooled: np.ndarray
+    expert_share: np.ndarray
+    wall_time: np.ndarray
+
+    @classmethod
+    def empty(cls, schema: Schema) -> Records:
+        """No rows of this schema."""
+        r, s, y, e = len(schema.rules), len(schema.signals), len(schema.layers), schema.experts
+        return cls(
+            schema,
+            step=np.zeros(0, np.int64),
+            state=np.zeros((0, r), np.int8),
+            truth_layer=np.zeros((0, r, y, 2), np.float32),
+            signal_value=np.zeros((0, s, y), np.float32),
+            signal_pooled=np.zeros((0, s), np.float32),
+            expert_share=np.zeros((0, y, e), np.float32),
+            wall_time=np.zeros(0),
+        )
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Records:
+        """The rows selected by a slice, a mask or an index array."""
+        arrays = {name: getattr(self, name)[rows] for name in ARRAYS}
+        return Records(self.schema, **arrays)
+
+    @property
+    def truth(self) -> np.ndarray:
+        """float32 [n, R, 2]: over layers the maximum of each bound for a risk, else the minimum."""
+        risk = np.array([rule.kind == "risk" for rule in self.schema.rules], bool)
+        highest, lowest = self.truth_layer.max(axis=2), self.truth_layer.min(axis=2)
+        return np.where(risk[:, None], highest, lowest)
+
+    @property
+    def loss(self) -> np.ndarray:
+        """float32 [n]; NaN where the run passes none."""
+        names = self.schema.signal_names
+        if "loss" not in names:
+            return np.full(len(self), np.nan, np.float32)
+        return self.signal_pooled[:, names.index("loss")]
+
+
+ARRAYS = (
+    "step", "state", "truth_layer", "signal_value", "signal_pooled", "expert_share", "wall_time",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run as plugins see it.
+
+    Attributes:
+        schema: what the records will hold.
+        logdir: where files go, or None.
+        flush_every: rows that usually arrive together.
+        resume: whether an existing history in `logdir` is continued.
+        config: whatever the trainer wants kept beside the history (JSON values).
+    """
+
+    schema: Schema
+    logdir: Path | None = None
+    flush_every: int = 64
+    resume: bool = False
+    config: dict[str, Any] = field(default_factory=dict)

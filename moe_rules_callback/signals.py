@@ -1,0 +1,288 @@
+"""Signals: the named scalars that predicates judge.
+
+A signal is computed from one of four sources:
+
+    statistics   a router, per layer and pooled:   load_cv = std(q) / mean(q)
+    window       the last rows of another signal:  loss_spike_score over 128 rows of loss
+    metrics      the whole model:                  weight_norm from params
+    itself       a scalar that the step passes:    loss, learning_rate, ..
+
+`ROUTER_SIGNALS`, `MODEL_SIGNALS` and `WINDOW_SIGNALS` list the shipped ones; plugins add theirs.
+Notation: p [T, E] probabilities of T tokens over E experts, k experts per token, q [E] share of
+assignments that each expert receives, f [E] share of tokens whose most probable expert it is, H entropy
+in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import entr
+
+from . import trees
+from .metrics import expert_counts
+from .statistics import NEED_K, NEED_LOGITS, Statistics
+from .trends import resistant_slope, spike_score
+
+Ramp = tuple[float, float]  # offset, scale: truth .5 at the offset, certain half a scale away
+Ramps = Callable[[int, int], Mapping[str, Ramp]]  # of (E, k): ramps for "high" and "low"
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A named scalar.
+
+    Attributes:
+        compute: what it is computed by. source "statistics": Statistics -> float32 [layers + 1]
+            (the last is the pooled value); "window": (rows float32 [window, channels], age int32
+            [window], 0 for the newest) -> [channels]; "metrics": the metrics of the step -> scalar.
+        needs: statistics for "statistics", one signal for "window", metrics for "metrics".
+        source: see above.
+        window: rows that a "window" signal looks back, the current one included.
+        long_name, units: for histories and plots.
+        ramps: where `high_` and `low_` turn, by (E, k); None: judged by its own rolling history.
+    """
+
+    compute: Callable[..., jax.Array]
+    needs: tuple[str, ...]
+    source: Literal["statistics", "window", "metrics"] = "metrics"
+    window: int = 0
+    long_name: str = ""
+    units: str = "1"
+    ramps: Ramps | None = None
+
+    def missing(self, metrics: frozenset[str], k_known: bool) -> str:
+        """What to pass so that the signal can be computed, or "" when it can."""
+        if self.source == "metrics":
+            return ", ".join(f"'{need}'" for need in self.needs if need not in metrics)
+        if self.source == "window":
+            return f"'{self.needs[0]}'" if self.needs[0] not in metrics else ""
+        if not metrics & {"router_probs", "router_logits"}:
+            return "'router_probs' (or 'router_logits')"
+        if NEED_LOGITS & set(self.needs) and "router_logits" not in metrics:
+            return "'router_logits'"
+        if NEED_K & set(self.needs) and not k_known:
+            return "'expert_index' or top_k="
+        return ""
+
+
+def _unit(high: float, low: float, scale: float = 1.0) -> Ramps:
+    return lambda experts, k: {"high": (high, scale), "low": (low, scale)}
+
+
+def _of_maximum(maximum: Callable[[int, int], float], high: float, low: float, scale: float) -> Ramps:
+    """Ramps in shares of the largest value that E and k allow (at least a tiny one: k = E)."""
+
+    def ramps(experts: int, k: int) -> dict[str, Ramp]:
+        top = max(maximum(experts, k), 1e-3)
+        return {"high": (high * top, scale * top), "low": (low * top, scale * top)}
+
+    return ramps
+
+
+def _worst_cv(experts: int, k: int) -> float:
+    return math.sqrt(max(experts / k - 1, 0.0))
+
+
+def _cv(share: jax.Array) -> jax.Array:
+    """Coefficient of variation over the last axis."""
+    return share.std(-1) / share.mean(-1)
+
+
+def _log(experts: int) -> float:
+    return math.log(experts) if experts > 1 else 1.0
+
+
+def router_entropy(s: Statistics) -> jax.Array:
+    """Mean H(p_t) / ln E; 0..1."""
+    return s["entropy"] / _log(s.experts)
+
+
+def routing_confidence(s: Statistics) -> jax.Array:
+    """Mean of the largest probability; 1/E..1."""
+    return s["confidence"]
+
+
+def routing_margin(s: Statistics) -> jax.Array:
+    """Mean of the largest minus the second largest probability; 0..1."""
+    return s["margin"]
+
+
+def boundary_margin(s: Statistics) -> jax.Array:
+    """Mean of the smallest selected minus the largest unselected probability; near 0 is fragile."""
+    return s["boundary"]
+
+
+def router_mutual_information(s: Statistics) -> jax.Array:
+    """(H(mean p) - mean H(p)) / ln E, between token and expert; 0..1."""
+    difference = entr(s["probability"]).sum(-1) - s["entropy"]
+    return jnp.maximum(difference, 0.0) / _log(s.experts)  # rounding can make it negative
+
+
+def load_cv(s: Statistics) -> jax.Array:
+    """std(q) / mean(q); 0..sqrt(E/k - 1). Its sampling floor is about sqrt((E - 1) / assignments)."""
+    return _cv(s["load"])
+
+
+def load_cv_normalised(s: Statistics) -> jax.Array:
+    """load_cv / sqrt(E/k - 1), 0 where k = E; 0..1."""
+    assert s.k is not None
+    worst = _worst_cv(s.experts, s.k)
+    return _cv(s["load"]) / worst if worst else jnp.zeros_like(_cv(s["load"]))
+
+
+def expert_imbalance(s: Statistics) -> jax.Array:
+    """std(f) over its maximum sqrt(E - 1) / E; 1 when one expert is everyone's first choice."""
+    worst = math.sqrt(s.experts - 1) / s.experts
+    spread = s["first"].std(-1)
+    return spread / worst if worst else jnp.zeros_like(spread)
+
+
+def max_violation(s: Statistics) -> jax.Array:
+    """max(q) / mean(q) - 1, MaxVio of arXiv 2408.15664; 0..E/k - 1."""
+    return s["load"].max(-1) / s["load"].mean(-1) - 1
+
+
+def effective_experts(s: Statistics) -> jax.Array:
+    """exp(H(q)), the number of equally loaded experts with the same entropy; 1..E."""
+    return jnp.exp(entr(s["load"]).sum(-1))
+
+
+def dead_expert_fraction(s: Statistics) -> jax.Array:
+    """Share of experts whose mean q over the last 32 rows is below .1 / E; 0..1."""
+    recent = s["recent_load"]
+    dead = (recent < 0.1 / s.experts).mean(-1)
+    return jnp.where(jnp.isfinite(recent).all(-1), dead, jnp.nan)
+
+
+def load_gini(s: Statistics) -> jax.Array:
+    """Gini coefficient of q; 0..1 - 1/E."""
+    load = jnp.sort(s["load"], axis=-1)
+    rank = 2 * jnp.arange(1, s.experts + 1) - s.experts - 1
+    return (rank * load).sum(-1) / (s.experts * load.sum(-1))
+
+
+def load_balancing_loss(s: Statistics) -> jax.Array:
+    """E sum_e q_e P_e with P the mean probability (Switch Transformer, eq. 4); 1 at uniform."""
+    return s.experts * (s["load"] * s["probability"]).sum(-1)
+
+
+def expert_coactivation(s: Statistics) -> jax.Array:
+    """Largest N_ij / N_i over pairs of experts i != j: how surely i brings j along; 0..1."""
+    together = s["pairs"]
+    used = jnp.diagonal(together, axis1=-2, axis2=-1)
+    share = jnp.where(used[..., None] > 0, together / jnp.maximum(used[..., None], 1e-30), 0.0)
+    share = jnp.where(jnp.isfinite(together), share, jnp.nan)
+    return jnp.where(jnp.eye(s.experts, dtype=bool), 0.0, share).max((-2, -1))
+
+
+def router_logit_rms(s: Statistics) -> jax.Array:
+    """Root mean square of the logits."""
+    return jnp.sqrt(s["logit_square"])
+
+
+def router_z_loss(s: Statistics) -> jax.Array:
+    """Mean of logsumexp(logits)^2 (ST-MoE, arXiv 2202.08906, eq. 5)."""
+    return s["log_partition_square"]
+
+
+def _router(function: Callable[..., jax.Array], needs: str, ramps: Ramps, units: str = "1") -> Signal:
+    long_name = (function.__doc__ or "").split("\n")[0].rstrip(".")
+    return Signal(function, tuple(needs.split()), "statistics", 0, long_name, units, ramps)
+
+
+def _dead(experts: int, k: int) -> dict[str, Ramp]:
+    return {"high": (0.5 / experts, 1 / experts), "low": (0.5 / experts, 1 / experts)}
+
+
+def _confidence(experts: int, k: int) -> dict[str, Ramp]:
+    return {"high": (0.35, 1.0), "low": (1 / experts + 0.1 * (1 - 1 / experts), 0.3)}
+
+
+ROUTER_SIGNALS: dict[str, Signal] = {
+    "router_entropy": _router(router_entropy, "entropy", _unit(0.95, 0.6)),
+    "routing_confidence": _router(routing_confidence, "confidence", _confidence),
+    "routing_margin": _router(routing_margin, "margin", _unit(0.5, 0.1, 0.3)),
+    "boundary_margin": _router(boundary_margin, "boundary", _unit(0.2, 0.02, 0.2)),
+    "router_mutual_information": _router(
+        router_mutual_information, "probability entropy", _unit(0.2, 0.08, 0.2)
+    ),
+    "load_cv": _router(load_cv, "load", _of_maximum(_worst_cv, 0.4, 0.2, 0.5)),
+    "load_cv_normalised": _router(load_cv_normalised, "load", _unit(0.4, 0.2, 0.5)),
+    "expert_imbalance": _router(expert_imbalance, "first", _unit(0.2, 0.5)),
+    "max_violation": _router(max_violation, "load", _of_maximum(lambda e, k: e / k - 1, 0.35, 0.15, 0.5)),
+    "effective_experts": _router(
+        effective_experts, "load", _of_maximum(lambda e, k: e, 0.95, 0.8, 0.5), "experts"
+    ),
+    "dead_expert_fraction": _router(dead_expert_fraction, "recent_load", _dead),
+    "load_gini": _router(load_gini, "load", _unit(0.35, 0.15, 0.5)),
+    "load_balancing_loss": _router(load_balancing_loss, "load probability", _unit(1.5, 0.95, 0.5)),
+    "expert_coactivation": _router(expert_coactivation, "pairs", _unit(0.8, 0.4)),
+    "router_logit_rms": _router(router_logit_rms, "logit_square", _unit(8.0, 0.1, 8.0)),
+    "router_z_loss": _router(router_z_loss, "log_partition_square", _unit(50.0, 1.0, 50.0)),
+}
+
+MODEL_SIGNALS: dict[str, Signal] = {
+    "weight_norm": Signal(
+        lambda m: trees.norm(m["params"]), ("params",), long_name="Euclidean norm of all parameters"
+    ),
+    "gradient_norm": Signal(
+        lambda m: trees.norm(m["grads"]), ("grads",), long_name="Euclidean norm of all gradients"
+    ),
+    "router_gradient_share": Signal(
+        lambda m: trees.router_share(m["grads"]),
+        ("grads",),
+        long_name="Norm of the routers' gradients over the norm of all gradients",
+        ramps=lambda experts, k: {"high": (0.4, 0.5), "low": (0.01, 0.02)},
+    ),
+    "expert_gradient_min_share": Signal(
+        lambda m: trees.expert_min_share(m["grads"], expert_counts(m)),
+        ("grads",),
+        long_name="Smallest over largest gradient norm among the experts of a layer, worst layer",
+        ramps=_unit(0.5, 0.02, 0.05),
+    ),
+    "expert_weight_cosine": Signal(
+        lambda m: trees.expert_cosine(m["params"], expert_counts(m)),
+        ("params",),
+        long_name="Mean pairwise cosine of the experts' kernels in a layer, worst layer",
+        ramps=_unit(0.3, 0.1, 0.4),
+    ),
+}
+
+WINDOW_SIGNALS: dict[str, Signal] = {
+    "loss_slope": Signal(
+        resistant_slope, ("loss",), "window", 32, "Resistant slope of the loss over 32 rows", "1/row"
+    ),
+    "loss_spike_score": Signal(
+        spike_score,
+        ("loss",),
+        "window",
+        129,
+        "Standard deviations of the loss above its mean over the 128 rows before",
+        ramps=_unit(6.0, -6.0, 4.0),
+    ),
+}
+
+# Ramps of scalars that only the trainer can know.
+SCALAR_RAMPS: dict[str, Ramps] = {"dropped_token_fraction": _unit(0.03, 0.01, 0.05)}
+
+
+def shipped() -> dict[str, Signal]:
+    """All signals of this package, by name."""
+    return ROUTER_SIGNALS | MODEL_SIGNALS | WINDOW_SIGNALS
+
+
+def scalar(name: str) -> Signal:
+    """The signal that is a scalar of the step itself."""
+    return Signal(
+        lambda metrics: jnp.asarray(metrics[name], jnp.float32),
+        (name,),
+        long_name=name.replace("_", " "),
+        units="nat" if name == "loss" else "1",
+        ramps=SCALAR_RAMPS.get(name),
+    )

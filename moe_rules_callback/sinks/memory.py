@@ -1,0 +1,49 @@
+"""The history of a run that has nowhere to write: the last rows, in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+from ..hookspecs import hookimpl
+from ..records import ARRAYS, Records, Run
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+log = logging.getLogger("moe_rules_callback")
+LIMIT = 256 * 2**20
+
+
+class MemorySink:
+    """Keeps records until they take more than `limit` bytes, then forgets the oldest, saying so once."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._limit, self._bytes = limit, 0
+        self._batches: deque[Records] = deque()
+        self._told = False
+
+    @hookimpl
+    def on_records(self, records: Records) -> None:
+        self._batches.append(records)
+        self._bytes += _size(records)
+        while self._bytes > self._limit and len(self._batches) > 1:
+            self._bytes -= _size(self._batches.popleft())
+            if not self._told:
+                self._told = True
+                log.warning(
+                    "the history in memory has reached %d MiB, so its oldest rows are dropped from now on; "
+                    "pass logdir=... to keep all of them on disk",
+                    self._limit // 2**20,
+                )
+
+    def dataset(self, run: Run) -> xr.Dataset:
+        """What is kept, as a dataset. Call it while no records arrive."""
+        from ..history import records_to_dataset
+
+        return records_to_dataset([Records.empty(run.schema), *self._batches], run.config)
+
+
+def _size(records: Records) -> int:
+    return sum(getattr(records, name).nbytes for name in ARRAYS)

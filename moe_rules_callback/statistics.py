@@ -1,0 +1,126 @@
+"""Means over tokens, the only things that the audit reads large arrays for.
+
+Each statistic of a layer is a mean over its tokens: of the entropy of a token's probabilities [Y], of the
+experts it uses [Y, E], .. So statistics of micro-batches and of devices are averaged with their token
+counts, probabilities are never gathered, and everything after this module is as small as the experts.
+`signals` turns statistics into signals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import entr, logsumexp
+
+from .metrics import Routers
+
+
+def entropy(routers: Routers) -> jax.Array:
+    """[n], mean of H(p_t) in nats."""
+    return routers.mean(entr(routers.probs).sum(-1))
+
+
+def confidence(routers: Routers) -> jax.Array:
+    """[n], mean of the largest probability."""
+    return routers.mean(routers.highest)
+
+
+def margin(routers: Routers) -> jax.Array:
+    """[n], mean of the largest minus the second largest probability; E = 1: the largest."""
+    rest = jnp.where(routers.top1 > 0, 0.0, routers.probs).max(-1)
+    return routers.mean(routers.highest - rest)
+
+
+def boundary(routers: Routers) -> jax.Array:
+    """[n], mean of the smallest selected minus the largest unselected probability; k = E: 0."""
+    if routers.k == routers.experts:
+        return routers.mean(0.0 * routers.highest)
+    chosen = routers.selected > 0
+    lowest = jnp.where(chosen, routers.probs, jnp.inf).min(-1)
+    return routers.mean(lowest - jnp.where(chosen, -jnp.inf, routers.probs).max(-1))
+
+
+def probability(routers: Routers) -> jax.Array:
+    """[n, E], mean probability of each expert."""
+    return routers.mean(routers.probs)
+
+
+def first(routers: Routers) -> jax.Array:
+    """[n, E], share of tokens whose most probable expert it is."""
+    return routers.mean(routers.top1)
+
+
+def load(routers: Routers) -> jax.Array:
+    """[n, E], share of assignments that each expert receives; sums to 1."""
+    assert routers.k is not None
+    return routers.mean(routers.selected) / routers.k
+
+
+def pairs(routers: Routers) -> jax.Array:
+    """[n, E, E], share of tokens that use both experts; the diagonal: that use the expert."""
+    chosen = routers.selected
+    if routers.mask is not None:
+        chosen = jnp.where(routers.mask[..., None], chosen, 0.0)
+    tokens = chosen.shape[1] if routers.mask is None else routers.mask.sum(1)[:, None, None]
+    return jnp.einsum("nti,ntj->nij", chosen, chosen) / tokens
+
+
+def logit_square(routers: Routers) -> jax.Array:
+    """[n], mean square of the logits."""
+    assert routers.logits is not None
+    return routers.mean(jnp.square(routers.logits).mean(-1))
+
+
+def log_partition_square(routers: Routers) -> jax.Array:
+    """[n], mean of logsumexp(logits) squared."""
+    assert routers.logits is not None
+    return routers.mean(jnp.square(logsumexp(routers.logits, axis=-1)))
+
+
+STATISTICS: dict[str, Callable[[Routers], jax.Array]] = {
+    function.__name__: function
+    for function in (
+        entropy, confidence, margin, boundary, probability, first, load, pairs, logit_square,
+        log_partition_square,
+    )
+}  # fmt: skip
+NEED_K = frozenset({"boundary", "load", "recent_load", "pairs"})
+NEED_LOGITS = frozenset({"logit_square", "log_partition_square"})
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics of Y layers that have as many experts, and of all of them pooled.
+
+    Attributes:
+        values: name -> float32 [Y + 1, ..]; the last row is the mean over layers, weighted by tokens.
+        experts, k: E, and the experts per token (None: not known).
+    """
+
+    values: dict[str, jax.Array]
+    experts: int
+    k: int | None
+
+    def __getitem__(self, name: str) -> jax.Array:
+        return self.values[name]
+
+
+def measure(routers: Iterable[Routers], names: Iterable[str]) -> list[Statistics]:
+    """The statistics `names` of all layers, one `Statistics` for each (E, k) that occurs."""
+    groups: dict[tuple[int, int | None], list[Routers]] = {}
+    for each in routers:
+        groups.setdefault((each.experts, each.k), []).append(each)
+    measured: list[Statistics] = []
+    for (experts, k), members in groups.items():
+        weight = jnp.concatenate([each.tokens for each in members])
+        weight = weight / jnp.maximum(weight.sum(), 1)
+        values: dict[str, jax.Array] = {}
+        for name in sorted(names):
+            layers = jnp.concatenate([STATISTICS[name](each) for each in members])
+            pooled = (weight.reshape(-1, *(1,) * (layers.ndim - 1)) * layers).sum(0)
+            values[name] = jnp.concatenate([layers, pooled[None]])
+        measured.append(Statistics(values, experts, k))
+    return measured

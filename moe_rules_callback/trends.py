@@ -1,0 +1,120 @@
+"""What a window of rows says: trends against their own noise, and scores against the recent past.
+
+Rows are [window, channels] in any order, with `age` [window]: 0 for the newest row, window - 1 for the
+oldest. Rows that are not finite are left out. `Lookbacks` keeps the windows of a running audit in rings;
+until a window has filled its results are NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtr
+
+Function = Callable[[jax.Array, jax.Array], jax.Array]
+TINY = 1e-30
+ROUNDING = 1e-6  # relative size of a difference between float32 values that means nothing
+
+
+def line(rows: jax.Array, age: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Least-squares line through the finite rows: slope per row, its standard error, and the mean.
+
+    The standard error has a floor where the rows differ by no more than float32 rounding, so that a
+    constant has no trend. NaN with fewer than three finite rows.
+    """
+    finite = jnp.isfinite(rows)
+    weight = finite.astype(rows.dtype)
+    count = weight.sum(0)
+    y = jnp.where(finite, rows, 0.0)
+    mean = y.sum(0) / count
+    x = -age.astype(rows.dtype)[:, None]
+    x = weight * (x - (weight * x).sum(0) / count)
+    y = weight * (y - mean)
+    spread = jnp.square(x).sum(0)
+    slope = (x * y).sum(0) / spread
+    residual = jnp.square(y - slope * x).sum(0) / (count - 2)
+    error = jnp.sqrt((residual + jnp.square(ROUNDING * mean) + TINY) / spread)
+    enough = count >= 3
+    return jnp.where(enough, slope, jnp.nan), error, mean
+
+
+def rising(rows: jax.Array, age: jax.Array) -> jax.Array:
+    """Phi(slope / standard error) in 0..1: the confidence that the rows rise, .5 without a trend."""
+    slope, error, _ = line(rows, age)
+    return ndtr(slope / error)
+
+
+def steadiness(rows: jax.Array, age: jax.Array) -> jax.Array:
+    """1 - 10 |relative change over the window| of the fitted line, at least 0: 10 % is not stable."""
+    slope, _, mean = line(rows, age)
+    change = jnp.abs(slope) * (rows.shape[0] - 1) / (jnp.abs(mean) + TINY)
+    return jnp.where(jnp.isnan(change), jnp.nan, jnp.maximum(1 - 10 * change, 0.0))
+
+
+def spike_score(rows: jax.Array, age: jax.Array) -> jax.Array:
+    """(newest - mean) / std of the finite rows before it; OLMo alarms at 6 (arXiv 2402.00838)."""
+    newest = jnp.where((age == 0)[:, None], rows, 0.0).sum(0)
+    past = jnp.isfinite(rows) & (age > 0)[:, None]
+    count = past.sum(0)
+    mean = jnp.where(past, rows, 0.0).sum(0) / count
+    variance = jnp.where(past, jnp.square(rows - mean), 0.0).sum(0) / (count - 1)
+    score = (newest - mean) / jnp.sqrt(variance + jnp.square(ROUNDING * mean) + TINY)
+    return jnp.where(count >= 3, score, jnp.nan)
+
+
+def resistant_slope(rows: jax.Array, age: jax.Array) -> jax.Array:
+    """Median of the newer half minus median of the older half, over their distance in rows.
+
+    The slope of Brown and Mood (1951): single spikes do not move it.
+    """
+    half = rows.shape[0] // 2
+    newer = (age < half)[:, None]
+    late = jnp.nanmedian(jnp.where(newer, rows, jnp.nan), axis=0)
+    early = jnp.nanmedian(jnp.where(newer, jnp.nan, rows), axis=0)
+    return (late - early) / (rows.shape[0] / 2)
+
+
+class Lookbacks:
+    """Functions of the last rows of some channels, all rings of one length kept together.
+
+    Args:
+        wanted: (function, window, channel): function(rows [window, c], age [window]) -> [c] as above.
+    """
+
+    def __init__(self, wanted: Sequence[tuple[Function, int, int]]) -> None:
+        self._length = len(wanted)
+        self._rings: dict[int, list[int]] = {}  # window -> channels that it keeps
+        self._calls: dict[tuple[Function, int], tuple[list[int], list[int]]] = {}
+        for position, (function, window, channel) in enumerate(wanted):
+            kept = self._rings.setdefault(window, [])
+            if channel not in kept:
+                kept.append(channel)
+            columns, positions = self._calls.setdefault((function, window), ([], []))
+            columns.append(kept.index(channel))
+            positions.append(position)
+
+    def init(self, layers: int) -> tuple[jax.Array, ...]:
+        """Rings [window, channels, layers], NaN where no row has been."""
+        return tuple(
+            jnp.full((window, len(kept), layers), jnp.nan, jnp.float32)
+            for window, kept in self._rings.items()
+        )
+
+    def update(
+        self, rings: tuple[jax.Array, ...], channels: jax.Array, row: jax.Array
+    ) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        """Take in channels [all channels, layers]; the new rings and results [wanted, layers]."""
+        new: dict[int, jax.Array] = {}
+        for ring, (window, kept) in zip(rings, self._rings.items(), strict=True):
+            new[window] = ring.at[row % window].set(channels[np.array(kept)])
+        results = jnp.zeros((self._length, channels.shape[1]), jnp.float32)
+        for (function, window), (columns, positions) in self._calls.items():
+            rows = new[window][:, np.array(columns)]
+            age = (row - np.arange(window)) % window
+            value = function(rows.reshape(window, -1), age).reshape(rows.shape[1:])
+            filled = jnp.where(row + 1 >= window, value, jnp.nan)
+            results = results.at[np.array(positions)].set(filled)
+        return tuple(new.values()), results

@@ -1,0 +1,7 @@
+"""The reference trainer: a Nano-MoE language model in Flax NNX, audited while it trains.
+
+    python -m reference.train --steps 500 --logdir runs/demo
+
+`config` holds every setting, `data` the text, `model` the model, `figures` the numbers reported about
+the router, `train` the loop. It lives beside the package and is not installed with it.
+"""

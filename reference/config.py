@@ -1,0 +1,101 @@
+"""Every setting of the reference trainer, and the command line made from them.
+
+    Config(steps=500, experts=4)          in a program
+    --steps 500 --experts 4               on the command line: one option a field
+
+A field's `help` is its documentation in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+
+class ConfigError(ValueError):
+    """Settings that do not go together."""
+
+
+def setting(default: Any, text: str) -> Any:
+    """A field with a default and a line of help."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run of the reference trainer. Equal configurations on equal machines give equal runs."""
+
+    # The run
+    steps: int = setting(1500, "training steps")
+    seed: int = setting(0, "of the weights, the batches and the router noise")
+    logdir: str = setting("runs/reference", "where the TensorBoard files, the history and audit.png go")
+    rules: str = setting("nano_moe", "a shipped rule book or the path of a TOML rule file")
+    audit: bool = setting(True, "watch the router; --no-audit trains the same model without")
+    distributed: bool = setting(False, "call jax.distributed.initialize() first; start one process a host")
+    log_every: int = setting(100, "steps between two printed lines")
+    eval_every: int = setting(100, "steps between two measurements of the validation loss")
+    eval_batches: int = setting(8, "batches that one measurement takes")
+
+    # The text
+    dataset: str = setting("python", "python (prose, code, tables of this installation) or tinyshakespeare")
+    text: str = setting("", "train on this file instead, in UTF-8 or any other encoding")
+
+    # The model
+    layers: int = setting(2, "transformer blocks")
+    width: int = setting(96, "of the residual stream")
+    heads: int = setting(4, "of the attention; must divide the width")
+    context: int = setting(128, "tokens (bytes) that the model sees")
+    experts: int = setting(8, "experts in every block")
+    expert_width: int = setting(192, "hidden units of an expert")
+    top_k: int = setting(2, "experts that every token uses")
+    capacity_factor: float = setting(1.5, "places an expert has, relative to its fair share of the tokens")
+    groups: int = setting(0, "parts of a batch that are dispatched on their own; 0: one a device")
+    router_noise: float = setting(0.1, "standard deviation of the noise on router logits in training")
+
+    # The optimisation
+    batch: int = setting(16, "sequences a step, over all devices")
+    learning_rate: float = setting(3e-3, "peak of the schedule: linear warm-up, cosine decay to a tenth")
+    warmup: int = setting(100, "steps of warm-up")
+    weight_decay: float = setting(0.1, "of AdamW")
+    balance_weight: float = setting(0.01, "of the load-balancing loss")
+    z_weight: float = setting(0.001, "of the router z-loss")
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "log_every", "eval_every", "eval_batches", "layers", "width", "heads",
+                    "context", "experts", "expert_width", "top_k", "batch")  # fmt: skip
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        if self.width % self.heads:
+            raise ConfigError(
+                f"width {self.width} cannot be split among {self.heads} heads: choose a multiple of {self.heads}."
+            )
+        if self.top_k > self.experts:
+            raise ConfigError(
+                f"top_k is {self.top_k}, but there are only {self.experts} experts: lower one or raise the other."
+            )
+
+
+def from_command_line(arguments: Sequence[str] | None = None) -> Config:
+    """The configuration that `arguments` (default: those of the process) ask for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reference.train",
+        description="Train a small Mixture-of-Experts language model and audit its router.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    types = get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        option = "--" + field.name.replace("_", "-")
+        form: dict[str, Any] = {"type": types[field.name], "metavar": field.name.upper()}
+        if types[field.name] is bool:
+            form = {"action": argparse.BooleanOptionalAction}
+        elif field.name == "dataset":
+            form = {"choices": ("python", "tinyshakespeare")}
+        parser.add_argument(option, default=field.default, help=field.metadata["help"], **form)
+    try:
+        return Config(**vars(parser.parse_args(arguments)))
+    except ConfigError as error:
+        parser.error(str(error))
