@@ -28,7 +28,8 @@ Inside the step, `nnx.Optimizer` (flax >= 0.11) hands keywords on to `audit_tran
     optimizer.update(model, grads, metrics={"loss": loss, "intermediates": intermediates})  # in nnx.jit
     audit.drain(optimizer)                                                                   # in the loop
 
-and, with `graphdef, state = nnx.split((model, optimizer))` and `jax.jit`:
+In the functional form, `graphdef, state = nnx.split((model, optimizer))` and `jax.jit`, put them together
+first, every few steps at least:
 
     audit.drain(nnx.merge(graphdef, state))
 """
@@ -38,7 +39,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-from flax import nnx
+from flax import nnx, traverse_util
 
 from moe_rules_callback.errors import MetricsError
 from moe_rules_callback.hookspecs import hookimpl
@@ -50,8 +51,7 @@ def router_probs(intermediates: nnx.State, name: str = "router_probs") -> dict[s
     """Router probabilities by layer, from `nnx.pop` or `nnx.capture`.
 
     Args:
-        intermediates: state of `nnx.Intermediate` values (or its `nnx.as_pure`): arrays, or what `sow`
-            makes of several calls.
+        intermediates: state of `nnx.Intermediate` values, or of their bare values.
         name: the attribute, sown name or method under which the probabilities are; preceded by the names
             of enclosing modules where it takes more to tell: `"router/__call__"`.
 
@@ -61,14 +61,14 @@ def router_probs(intermediates: nnx.State, name: str = "router_probs") -> dict[s
     Raises:
         MetricsError: there is nothing, nothing of that name, or something else than arrays.
     """
-    recorded = nnx.to_flat_state(nnx.as_pure(intermediates))
+    recorded = traverse_util.flatten_dict(nnx.to_pure_dict(intermediates))
     if not recorded:
         raise MetricsError(
             "The state of intermediates is empty: the model has recorded nothing, or it was popped before. "
             f"Set self.{name} = nnx.Intermediate(probs) in the router and pop after each call, or wrap the "
             "call in nnx.capture(model, nnx.Intermediate)."
         )
-    return probs_by_layer(recorded, name)
+    return probs_by_layer(recorded.items(), name)
 
 
 @hookimpl

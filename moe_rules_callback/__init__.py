@@ -1,12 +1,14 @@
 """Logical rules over the router of a Mixture-of-Experts model, evaluated while it trains.
 
-    from moe_rules_callback import RuleAuditCallback
+from moe_rules_callback import RuleAuditCallback
 
-    with RuleAuditCallback(rules, logdir="runs/demo") as audit:
-        for x, y in batches:
-            loss, router_probs = train_step(model, optimizer, x, y)
-            audit.on_step({"loss": loss, "router_probs": router_probs})
+with RuleAuditCallback(rules, logdir="runs/demo") as audit:
+    for x, y in batches:
+        loss, router_probs = train_step(model, optimizer, x, y)
+        audit.on_step({"loss": loss, "router_probs": router_probs})
 """
+
+from typing import TYPE_CHECKING
 
 from .alerts import Alert
 from .audit import Audit, AuditState
@@ -24,11 +26,15 @@ from .errors import (
 from .evaluation import Evaluation, Interval, evaluate
 from .formula import Rule
 from .hookspecs import hookimpl
+from .language import parse_rule
 from .plugins import get_plugin_manager
 from .predicates import Predicate
 from .records import Records, Run, Schema, SignalInfo, State
 from .rulebook import Rulebook, load_rules
 from .signals import Signal
+
+if TYPE_CHECKING:
+    from .history import open_history
 
 __all__ = [
     "Alert",
@@ -59,6 +65,7 @@ __all__ = [
     "hookimpl",
     "load_rules",
     "open_history",
+    "parse_rule",
 ]
 
 

@@ -35,8 +35,11 @@ class Alert:
         rule, (lower, upper) = self.rule, self.truth
         verdict = "is TRUE" if rule.kind == "risk" else "is FALSE"
         why = " ".join(filter(None, (rule.description, rule.cause and f"Likely cause: {rule.cause}")))
-        lines = [f"{rule.name} {verdict} since step {self.step} in layer '{self.layer}' [{lower:.2f}, {upper:.2f}]"]
-        lines.append(f"  Why:  {rule.text or rule.formula}" + (f". {why}" if why else ""))
+        where = f"since step {self.step} in layer '{self.layer}'"
+        lines = [
+            f"{rule.name} {verdict} {where} [{lower:.2f}, {upper:.2f}]",
+            f"  Why:  {rule.text or rule.formula}" + (f". {why}" if why else ""),
+        ]
         if rule.next_step:
             lines.append(f"  Next: {rule.next_step}")
         return "\n".join(lines)

@@ -15,7 +15,6 @@ them; `RuleAuditCallback` does, and does all of this by itself when it is called
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -24,13 +23,13 @@ import pluggy
 
 from . import plugins
 from .errors import MetricsError, PluginError
-from .formula import Rule
-from .language import parse_rule
 from .metrics import collect
-from .plan import AuditState, Layout, Plan, Rows, layout_of
+from .plan import Plan
 from .records import ARRAYS, Records, Schema
 from .rulebook import Source, load_rules
 from .signals import Signal
+from .state import AuditState, Rows
+from .vocabulary import Layout, Vocabulary
 
 __all__ = ["Audit", "AuditState"]
 
@@ -69,20 +68,17 @@ class Audit:
         self._top_k, self._layer_axis = top_k, layer_axis
         book = load_rules(rules)
         given = plugins.contributions(self._manager, "provide_rules")
-        added = [
-            replace(rule, name=name) if isinstance(rule, Rule) else parse_rule(rule, name)
-            for name, rule in given.items()
-        ]
+        added = load_rules(given).rules
         if twice := {rule.name for rule in book.rules} & given.keys():
             raise PluginError(f"a plugin and the rules both name a rule '{twice.pop()}'. Rename yours.")
+        self._predicates = plugins.contributions(self._manager, "provide_predicates") | dict(book.predicates)
+        self._signals = {
+            name: signal if isinstance(signal, Signal) else Signal(signal, ("*",))
+            for name, signal in plugins.contributions(self._manager, "provide_signals").items()
+        }
         self._settings: dict[str, Any] = {
             "rules": () if book.shipped else book.rules,
             "optional": (*(book.rules if book.shipped else ()), *added),
-            "predicates": plugins.contributions(self._manager, "provide_predicates") | dict(book.predicates),
-            "signals": {
-                name: signal if isinstance(signal, Signal) else Signal(signal, ("*",))
-                for name, signal in plugins.contributions(self._manager, "provide_signals").items()
-            },
             "record": signals if signals == "all" or not isinstance(signals, str) else (signals,),
             "max_experts": max_experts,
             "ring": rows,
@@ -116,8 +112,8 @@ class Audit:
             MetricsError: shapes that do not belong together.
         """
         metrics = self._adapted(metrics)
-        layout = layout_of(metrics, self._top_k, self._layer_axis)
-        self._plan = Plan(layout, **self._settings)
+        layout = Layout.of_metrics(metrics, self._top_k, self._layer_axis)
+        self._plan = Plan(Vocabulary(layout, self._signals, self._predicates), **self._settings)
         return self._plan.init()
 
     def update(self, state: AuditState, metrics: Mapping[str, Any], step: Any = None) -> AuditState:
@@ -131,10 +127,12 @@ class Audit:
         Raises:
             MetricsError: layers, experts or scalars differ from those given to `init`.
         """
-        metrics = self._adapted(metrics)
-        routers = collect(metrics, self._top_k, self._layer_axis)
-        self._compare(Layout.of(metrics, routers))
-        return self.plan.update(state, metrics, routers, step)
+        # A training step may have been made strict about promotion; this is not its code.
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            metrics = self._adapted(metrics)
+            routers = collect(metrics, self._top_k, self._layer_axis)
+            self._compare(Layout.of(metrics, routers))
+            return self.plan.update(state, metrics, routers, step)
 
     def select(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """The metrics that the rules and signals read; the others need not enter a jitted function."""
@@ -168,6 +166,11 @@ class Audit:
 
     def _adapted(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Metrics with a trainer's own object replaced by the probabilities that an adapter finds in it."""
+        if not isinstance(metrics, Mapping):
+            raise MetricsError(
+                f"the metrics are a {type(metrics).__name__}; expected a mapping such as "
+                f"{{'loss': loss, 'router_probs': probs}}. Does the step return them, and in this place?"
+            )
         metrics = dict(metrics)
         source = metrics.pop("intermediates", None)
         probs = metrics.get("router_probs")
@@ -189,13 +192,3 @@ class Audit:
                 f"the metrics of this step lack {', '.join(sorted(absent))}, which init was shown. "
                 f"Pass every metric at every step; float('nan') stands for a scalar that has no value now."
             )
-
-
-def is_state(node: Any) -> bool:
-    """Whether a node of a pytree is an audit's state."""
-    return isinstance(node, AuditState)
-
-
-def find_state(tree: Any) -> AuditState | None:
-    """The first `AuditState` anywhere in a pytree, such as an optimizer's state."""
-    return next((leaf for leaf in jax.tree.leaves(tree, is_leaf=is_state) if is_state(leaf)), None)

@@ -14,7 +14,10 @@ Beside the step, `on_step` is one asynchronous dispatch. Inside the step, carry 
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread  # noqa: F401  before _close_at_exit, see there
 import logging
+import math
+import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,16 +28,16 @@ import jax
 import numpy as np
 
 from .alerts import Watch
-from .audit import Audit, find_state
+from .audit import Audit
 from .delivery import Delivery
 from .errors import HistoryError, MetricsError
 from .hookspecs import hookimpl
-from .plan import AuditState
 from .plugins import Safely, get_plugin_manager
 from .records import Records, Run
 from .rulebook import Source
 from .sinks import make_sink
 from .sinks.memory import MemorySink
+from .state import AuditState, find_state
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -102,7 +105,7 @@ class RuleAuditCallback:
         self._run: Run | None = None
         self._closed = False
         self._calls = self._sent_calls = 0
-        self._rows_per_call = 1
+        self._shown: set[str] = set()  # metrics of the first step, and later ones that were reported
         self._last_sent = time.monotonic()
         _close_at_exit(self)
 
@@ -123,9 +126,11 @@ class RuleAuditCallback:
         self._check_open()
         if self._update is None:
             self._latest = self._place(self.audit.init(metrics), metrics)
+            self._shown = set(metrics)
             self._begin()
         self._latest = self._update(self._latest, self._complete(metrics), step)
         self._tick(self._flush_every)
+        self._safely("on_step", metrics=metrics, step=step)
 
     @hookimpl(specname="on_step")
     def step_event(self, metrics: Mapping[str, Any], step: int | None) -> None:
@@ -162,9 +167,8 @@ class RuleAuditCallback:
             self._begin()
         assert self._delivery is not None
         self._latest = tree
-        if self._sent_calls:
-            self._rows_per_call = max(self._rows_per_call, self._delivery.rows // self._sent_calls)
-        self._tick(self._flush_every // self._rows_per_call if self._sent_calls else 1)
+        rate = self._delivery.rows_per_call
+        self._tick(self._flush_every // rate if rate else 1)
 
     # Results.
 
@@ -183,28 +187,42 @@ class RuleAuditCallback:
             self.flush()
         if isinstance(self._store, MemorySink):
             return self._store.dataset(self._run)
+        if self._store.path is None:
+            raise HistoryError("there is no history: the zarr sink could not be started, the log says why.")
         from .history import open_history
 
         return open_history(self._store.path)
 
     def flush(self) -> None:
-        """Bring all rows to the sinks now and wait for them."""
+        """Bring all rows to the sinks now and wait for them.
+
+        Raises:
+            HistoryError: called by a plugin in `on_records` or `on_alert`, for which it would wait.
+        """
+        self._check_thread()
         if self._delivery is not None:
             self._send_rest()
             if not self._delivery.wait(PATIENCE):
                 log.warning("the sinks did not take all rows within %.0f s", PATIENCE)
 
     def close(self) -> None:
-        """Write what is left and close the sinks. Does nothing the second time."""
+        """Write what is left and close the sinks. Does nothing the second time.
+
+        Raises:
+            HistoryError: called by a plugin in `on_records` or `on_alert`, for which it would wait.
+        """
+        self._check_thread()
         if self._closed:
             return
         self._closed = True
         if self._delivery is not None:
-            self._send_rest()
-            if not self._delivery.close(PATIENCE):
-                log.warning("closing, although the sinks did not take all rows within %.0f s", PATIENCE)
-            if self._writes:
-                self._safely("on_train_end", run=self._run)
+            try:
+                self._send_rest()
+                if not self._delivery.close(PATIENCE):
+                    log.warning("closing, although the sinks did not take all rows within %.0f s", PATIENCE)
+            finally:  # also when the user interrupts the waiting
+                if self._writes:
+                    self._safely("on_train_end", run=self._run)
         self._latest = None
 
     def __enter__(self) -> RuleAuditCallback:
@@ -222,6 +240,13 @@ class RuleAuditCallback:
     def _check_open(self) -> None:
         if self._closed:
             raise HistoryError("this callback is closed: make a new one for another run.")
+
+    def _check_thread(self) -> None:
+        if self._delivery is not None and self._delivery.is_current:
+            raise HistoryError(
+                "flush, close and history wait until on_records and on_alert have returned, so a plugin "
+                "cannot call them there. Keep the records that on_records gets, or set a flag for the loop."
+            )
 
     def _begin(self) -> None:
         """Once the layout is known: tell the sinks, start the thread."""
@@ -241,11 +266,17 @@ class RuleAuditCallback:
     def _place(self, state: AuditState, metrics: Mapping[str, Any]) -> AuditState:
         """The state where the metrics are: replicated over their mesh when they are sharded."""
         replicated = None
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(metrics)):
+            raise MetricsError(
+                "on_step was called inside a function that JAX traces, where it would run once and never "
+                "again. Return the metrics from the step and call on_step in the loop; or carry a state through "
+                "the step, state = audit.update(state, metrics), and call audit.drain(state) in the loop."
+            )
         for leaf in jax.tree.leaves(self.audit.select(metrics)):
-            if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
-                if isinstance(leaf.sharding, jax.sharding.NamedSharding):
-                    replicated = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())
-                    break
+            sharding = getattr(leaf, "sharding", None)
+            if isinstance(sharding, jax.sharding.NamedSharding) and len(sharding.device_set) > 1:
+                replicated = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+                break
         self._update = jax.jit(self.audit.update, donate_argnums=0, out_shardings=replicated)
         return state if replicated is None else jax.device_put(state, replicated)
 
@@ -253,7 +284,17 @@ class RuleAuditCallback:
         """What the rules read; a scalar that this step does not have is NaN."""
         chosen = self.audit.select(metrics)
         for name in self.audit.plan.layout.scalars:
-            chosen.setdefault(name, np.float32(np.nan))
+            value = chosen.get(name, math.nan)
+            if isinstance(value, int | float | np.generic | np.ndarray):
+                # One dtype: 1, 0.5 and an absent scalar share a compilation, and 2**31 fits.
+                chosen[name] = np.float32(value)
+        if late := metrics.keys() - self._shown:
+            self._shown |= late
+            log.warning(
+                "not recorded, because the first step did not have it: %s. Pass float('nan') for what has no "
+                "value yet.",
+                ", ".join(sorted(late)),
+            )
         return chosen
 
     def _tick(self, every: int) -> None:
@@ -263,23 +304,23 @@ class RuleAuditCallback:
         if late or self._calls - self._sent_calls >= every:
             self._send()
 
-    def _send(self) -> None:
+    def _send(self, patience: float = 0.0) -> None:
         assert self._delivery is not None
         if (state := find_state(self._latest)) is None:
             raise MetricsError(
-                "drain found no AuditState in what it was given. Pass the state that audit.update returned, or "
-                "the optimizer state of a transformation made with moe_rules_callback.integrations.optax."
+                "drain found no AuditState in what it was given. Pass the state that audit.update returned, "
+                "or the optimizer state of a transformation made with moe_rules_callback.integrations.optax."
             )
         self._sent_calls, self._last_sent = self._calls, time.monotonic()
         if self._writes:
-            self._delivery.send(state)
+            self._delivery.send(state, self._calls, patience)
 
     def _send_rest(self) -> None:
         """Send what has not been sent, unless its arrays were donated to a step since."""
         state = find_state(self._latest)
-        donated = state is not None and any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-        if self._calls > self._sent_calls and not donated:
-            self._send()
+        gone = state is None or any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+        if self._calls > self._sent_calls and not gone:
+            self._send(PATIENCE)
 
 
 def _is_store(sink: Any) -> bool:
@@ -288,11 +329,18 @@ def _is_store(sink: Any) -> bool:
 
 
 def _close_at_exit(callback: RuleAuditCallback) -> None:
-    """Close a callback that was never closed when Python ends."""
+    """Close a callback that was never closed when Python ends.
+
+    Functions of `atexit` run when threads have been joined and every executor refuses work, which zarr writes
+    with. `threading` has a list of its own, last in first out, that the executors' shutdown stands in, too.
+    """
+    register = atexit.register
+    if threading.current_thread() is threading.main_thread():  # other threads may still be training by then
+        register = getattr(threading, "_register_atexit", register)
     reference = weakref.ref(callback)
 
     def close() -> None:
         if (alive := reference()) is not None:
             alive.close()
 
-    atexit.register(close)
+    register(close)

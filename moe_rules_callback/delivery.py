@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .plan import AuditState, Rows
 from .records import Records
+from .state import AuditState, Rows
 
 log = logging.getLogger("moe_rules_callback")
 WAITING = 64  # snapshots that may wait for a slow sink before rows are given up
@@ -27,6 +27,11 @@ WAITING = 64  # snapshots that may wait for a slow sink before rows are given up
 def _copy(rows: Rows, row: jax.Array) -> tuple[Rows, jax.Array]:
     """A copy that outlives the donation of the state to the next step."""
     return jax.tree.map(jnp.copy, (rows, row))
+
+
+def _local(array: jax.Array) -> jax.Array:
+    """A replicated array on one device: a program that one process runs must not span the others' devices."""
+    return array.addressable_data(0) if array.is_fully_replicated else array
 
 
 class Delivery:
@@ -43,26 +48,39 @@ class Delivery:
         receive: Callable[[Records], None],
     ) -> None:
         self._unpack, self._receive = unpack, receive
-        self._queue: queue.Queue[tuple[Rows, jax.Array, float] | None] = queue.Queue(WAITING)
-        self._seen = 0
+        self._queue: queue.Queue[tuple[Rows, jax.Array, int, float] | None] = queue.Queue(WAITING)
+        self._seen: int | None = None  # rows that are done with
+        self._calls = 0  # of the trainer, when the last snapshot was taken
+        self._rows_per_call = 0
         self._time = time.time()
-        self._lost = 0
+        self._told = False
         self._thread = threading.Thread(target=self._run, name="moe-rules-delivery", daemon=True)
         self._thread.start()
 
     @property
-    def rows(self) -> int:
-        """Rows known to have been computed; lags behind the device."""
-        return self._seen
+    def rows_per_call(self) -> int:
+        """Rows that a call of the trainer brings at most; 0 until two snapshots have been read."""
+        return self._rows_per_call
 
-    def send(self, state: AuditState) -> None:
-        """Take a snapshot of the ring; does not wait for the device nor for the sinks."""
-        rows, row = _copy(state.rows, state.row)
+    @property
+    def is_current(self) -> bool:
+        """Whether this is asked on the delivery's own thread, by a plugin."""
+        return threading.current_thread() is self._thread
+
+    def send(self, state: AuditState, calls: int, patience: float = 0.0) -> None:
+        """Take a snapshot of the ring; does not wait for the device.
+
+        Args:
+            state: what holds the ring.
+            calls: how often the trainer has called so far.
+            patience: seconds to wait for sinks when the queue is full; then the snapshot is left out.
+        """
+        rows, row = _copy(*jax.tree.map(_local, (state.rows, state.row)))
         for array in jax.tree.leaves((rows, row)):
             array.copy_to_host_async()
         try:
-            self._queue.put_nowait((rows, row, time.time()))
-        except queue.Full:  # the ring still holds these rows; what it loses is counted in _run
+            self._queue.put((rows, row, calls, time.time()), timeout=patience)
+        except queue.Full:  # the next snapshot may still hold these rows; _deliver reports those it does not
             log.debug("sinks are slow: %d snapshots are waiting", WAITING)
 
     def wait(self, seconds: float) -> bool:
@@ -85,25 +103,35 @@ class Delivery:
         while (item := self._queue.get()) is not None:
             try:
                 self._deliver(*item)
-            except Exception:
+            except BaseException:  # nobody else would hear of it, and whoever waits would wait in vain
                 log.exception("rows of the audit could not be delivered; training goes on")
             finally:
                 self._queue.task_done()
         self._queue.task_done()
 
-    def _deliver(self, rows: Rows, row: jax.Array, now: float) -> None:
+    def _deliver(self, rows: Rows, row: jax.Array, calls: int, now: float) -> None:
         total = int(row)
-        first = max(self._seen, total - len(rows.step))
-        if first > self._seen:
-            if not self._lost:
+        oldest = max(0, total - len(rows.step))
+        if self._seen is None or total < self._seen:  # a new state, or a restored one: all that it holds
+            if oldest:
                 log.warning(
-                    "%d rows were overwritten before they were read: flush more often, or make the sinks faster",
-                    first - self._seen,
-                )
-            self._lost += first - self._seen
-        if total > first:
-            numbers = np.arange(first, total)
-            span = np.linspace(self._time, now, total - self._seen + 1)[1:]
-            host = jax.tree.map(np.asarray, rows)
-            self._seen, self._time = total, now
-            self._receive(self._unpack(host, numbers, span[-len(numbers) :]))
+                    "the state comes with %d rows and holds the last %d: the others were overwritten before "
+                    "they were read, or belong to the run that it was restored from",
+                    total, total - oldest,
+                )  # fmt: skip
+            self._seen = oldest
+        elif calls > self._calls:
+            rate = -(-(total - self._seen) // (calls - self._calls))
+            self._rows_per_call = max(self._rows_per_call, rate, 1)
+        first = max(self._seen, oldest)
+        if first > self._seen and not self._told:
+            self._told = True
+            log.warning(
+                "%d rows were overwritten before they were read: flush more often, or make the sinks faster",
+                first - self._seen,
+            )
+        numbers = np.arange(first, total)
+        times = np.linspace(self._time, now, total - self._seen + 1)[1 + first - self._seen :]
+        self._seen, self._calls, self._time = total, calls, now
+        if len(numbers):
+            self._receive(self._unpack(jax.tree.map(np.asarray, rows), numbers, times))

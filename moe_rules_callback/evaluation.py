@@ -1,7 +1,7 @@
 """One rule on given truth intervals, for trying it out.
 
-    evaluate("0.85 :: a & ~b", {"a": (0.9, 0.95), "b": (0.2, 0.3)})
-    # Evaluation(interval=Interval(lower=0.6, upper=0.75), state=<State.UNKNOWN: 2>)
+evaluate("0.85 :: a & ~b", {"a": (0.9, 0.95), "b": (0.2, 0.3)})
+# Evaluation(interval=Interval(lower=0.6, upper=0.75), state=<State.UNKNOWN: 2>)
 """
 
 from __future__ import annotations

@@ -8,8 +8,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from .errors import RulebookError
 
 Kind = Literal["and", "or", "nand", "nor", "implies", "iff", "xor"]
 SYMBOLS: dict[Kind, str] = {
@@ -124,6 +126,8 @@ class After:
 Formula = Var | Not | Connective | Always | Once | Previously | Since | After
 RuleKind = Literal["health", "risk"] | None
 Severity = Literal["info", "warning", "error"]
+KINDS = ("health", "risk")
+SEVERITIES = get_args(Severity)
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,9 @@ class Rule:
         kind: "health" (its truth is good news), "risk" (bad news), or None (watched, never fires).
         warmup: steps before which it does not fire.
         severity, description, cause, next_step: what an alert says.
+
+    Raises:
+        RulebookError: a kind, severity or threshold that does not exist.
     """
 
     name: str
@@ -149,7 +156,19 @@ class Rule:
     severity: Severity = "warning"
     description: str = ""
     cause: str = ""
-    next_step: str = field(default="")
+    next_step: str = ""
+
+    def __post_init__(self) -> None:
+        told = {"kind": (self.kind, (None, *KINDS)), "severity": (self.severity, SEVERITIES)}
+        for what, (value, allowed) in told.items():
+            if value not in allowed:
+                raise RulebookError(
+                    f"rule '{self.name}': {what} is {value!r}; it is one of {', '.join(map(repr, allowed))}."
+                )
+        if not 0.5 < self.threshold <= 1:
+            raise RulebookError(
+                f"rule '{self.name}': the threshold is {self.threshold}; it lies above 0.5 and is at most 1."
+            )
 
 
 def children(node: Formula) -> tuple[Formula, ...]:

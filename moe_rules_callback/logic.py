@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 Coefficients = tuple[float, tuple[float, ...]]
@@ -60,9 +61,9 @@ def affine(bias: ArrayLike, coefficient: ArrayLike, x: jax.Array) -> jax.Array:
 
 
 def _connect(kind: str, operands: Sequence[ArrayLike], weights: Sequence[float] | None) -> jax.Array:
-    arrays = jnp.broadcast_arrays(*(jnp.asarray(x, float) for x in operands))
-    bias, coefficient = coefficients(kind, weights or (1.0,) * len(arrays))
-    return affine(bias, jnp.array(coefficient), jnp.stack(arrays, axis=-2))
+    x = jnp.stack(jnp.broadcast_arrays(*map(jnp.asarray, operands)), axis=-2)
+    bias, coefficient = coefficients(kind, weights or (1.0,) * len(operands))
+    return affine(bias, np.array(coefficient, np.float32), x)
 
 
 def negation(a: ArrayLike) -> jax.Array:

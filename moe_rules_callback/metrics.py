@@ -9,6 +9,7 @@ Router metrics (`router_probs` or `router_logits`, `expert_index`, `token_mask`)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,18 +49,18 @@ class Routers:
     @cached_property
     def probs(self) -> jax.Array:
         """float32 [n, T, E], normalised over experts (sigmoid affinities are not); NaN for a token
-        with a negative entry or without any positive one."""
+        with a negative, infinite or NaN entry, or without any positive one."""
         if self.given is None:
             assert self.logits is not None
             return jax.nn.softmax(self.logits, axis=-1)
         total = self.given.sum(-1, keepdims=True)
-        sound = (self.given.min(-1, keepdims=True) >= 0) & (total > 0)
+        sound = (self.given.min(-1, keepdims=True) >= 0) & (total > 0) & (total < jnp.inf)
         return self.given / jnp.where(sound, total, jnp.nan)
 
     @cached_property
     def top1(self) -> jax.Array:
         """float32 [n, T, E], 1 at each token's most probable expert; NaN where the token is."""
-        first = jax.nn.one_hot(jnp.argmax(self.probs, axis=-1), self.experts)
+        first = self._one(self.probs)
         return jnp.where(jnp.isfinite(self.highest)[..., None], first, jnp.nan)
 
     @cached_property
@@ -69,21 +70,25 @@ class Routers:
 
     @cached_property
     def selected(self) -> jax.Array:
-        """float32 [n, T, E], 1 where an expert is used: from `index`, else the k most probable.
+        """float32 [n, T, E], how often an expert is used: from `index`, else 1 for the k most probable.
 
         The most probable are found by repeated argmax: `lax.top_k` gathers sharded tokens on CPU.
         An index outside 0..E-1 makes its token NaN.
         """
         if self.index is not None:
-            chosen = (self.index[..., None] == jnp.arange(self.experts)).any(-2)
-            sound = ((self.index >= 0) & (self.index < self.experts)).all(-1, keepdims=True)
-            return jnp.where(sound, chosen.astype(jnp.float32), jnp.nan)
+            times = (self.index[..., None] == jnp.arange(self.experts)).sum(-2)
+            sound = times.sum(-1, keepdims=True) == self.k
+            return jnp.where(sound, times.astype(jnp.float32), jnp.nan)
         assert self.k is not None
         chosen, left = self.top1, self.probs
         for _ in range(self.k - 1):
             left = jnp.where(chosen > 0, -1.0, left)
-            chosen = chosen + jax.nn.one_hot(jnp.argmax(left, axis=-1), self.experts)
+            chosen = chosen + self._one(left)
         return chosen
+
+    def _one(self, x: jax.Array) -> jax.Array:
+        """float32 [n, T, E], 1 at the first largest entry of each token's x."""
+        return jax.nn.one_hot(jnp.argmax(x, axis=-1), self.experts, dtype=jnp.float32)
 
     @property
     def tokens(self) -> jax.Array:
@@ -106,7 +111,8 @@ class Routers:
 def collect(metrics: Mapping[str, Any], top_k: int | None, layer_axis: int | None) -> list[Routers]:
     """The router metrics of one step, one `Routers` for each array that was passed.
 
-    They are not stacked: the probabilities of all layers can be the largest arrays of a step.
+    They are not stacked: the probabilities of all layers can be the largest arrays of a step. Layers of a
+    mapping stand in natural order (block_2 before block_10): its own order does not survive `jax.jit`.
 
     Raises:
         MetricsError: shapes or layer names that do not belong together.
@@ -123,7 +129,7 @@ def collect(metrics: Mapping[str, Any], top_k: int | None, layer_axis: int | Non
             )
     return [
         _routers(name, {key: given[name] for key, given in arrays.items()}, top_k, layer_axis)
-        for name in main
+        for name in sorted(main, key=_natural)
     ]
 
 
@@ -141,6 +147,11 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
         if key not in ROUTER_METRICS + TREES
         and (isinstance(value, int | float | np.number) or getattr(value, "shape", None) == ())
     }
+
+
+def _natural(name: str) -> list[str | int]:
+    """Sort key that counts numbers by their value."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def _layers(value: Any, key: str, prefix: str = "") -> dict[str, Any]:
@@ -165,7 +176,7 @@ def _layers(value: Any, key: str, prefix: str = "") -> dict[str, Any]:
 
 
 def _routers(name: str, given: dict[str, Any], top_k: int | None, layer_axis: int | None) -> Routers:
-    lead = given.get("router_probs", given.get("router_logits"))
+    lead = given["router_probs"] if "router_probs" in given else given["router_logits"]
     if lead.ndim < (2 if layer_axis is None else 3):
         stacked = "" if layer_axis is None else f" with the layers on axis {layer_axis}"
         raise MetricsError(
@@ -179,15 +190,14 @@ def _routers(name: str, given: dict[str, Any], top_k: int | None, layer_axis: in
         if key not in given:
             return None
         x = jnp.asarray(given[key])
-        stacked = layer_axis is not None
-        if key == "token_mask" and stacked and x.ndim == len(tokens_shape) - 1:  # one for all layers
-            x = jnp.broadcast_to(jnp.expand_dims(x, layer_axis), tokens_shape)
+        if layer_axis is not None and key == "token_mask" and x.ndim == len(tokens_shape) - 1:
+            x = jnp.broadcast_to(jnp.expand_dims(x, layer_axis), tokens_shape)  # one for all layers
         if x.ndim != len(tokens_shape) + axes or x.shape[: len(tokens_shape)] != tokens_shape:
             raise MetricsError(
                 f"{key} of {name} has shape {x.shape}, which does not belong to router probabilities of "
                 f"shape {lead.shape}: all axes but the last must agree."
             )
-        x = jnp.moveaxis(x, layer_axis, 0) if stacked else x[None]
+        x = x[None] if layer_axis is None else jnp.moveaxis(x, layer_axis, 0)
         return x.reshape(x.shape[0], -1, *x.shape[x.ndim - axes :])
 
     probs, logits, index = flat("router_probs", 1), flat("router_logits", 1), flat("expert_index", 1)
@@ -195,11 +205,13 @@ def _routers(name: str, given: dict[str, Any], top_k: int | None, layer_axis: in
     n, experts = (1 if layer_axis is None else lead.shape[layer_axis]), lead.shape[-1]
     k = top_k if index is None else index.shape[-1]
     if index is not None and not jnp.issubdtype(index.dtype, jnp.integer):
-        raise MetricsError(f"expert_index of {name} has dtype {index.dtype}; expected integers [.., tokens, k].")
+        raise MetricsError(
+            f"expert_index of {name} has dtype {index.dtype}; expected integers [.., tokens, k]."
+        )
     if k is not None and not 1 <= k <= experts:
         raise MetricsError(
-            f"{k} experts per token do not fit the {experts} experts of {name}. The last axis of expert_index "
-            f"(or top_k) counts the experts a token uses; the last axis of router_probs counts all experts."
+            f"{k} experts per token do not fit the {experts} experts of {name}. The last axis of "
+            f"expert_index (or top_k) counts the experts that a token uses, that of router_probs all experts."
         )
     stem = "layer" if name == "router" else name
     names = (name,) if layer_axis is None else tuple(f"{stem}_{i:0{len(str(n - 1))}}" for i in range(n))

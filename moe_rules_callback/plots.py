@@ -9,6 +9,7 @@ a band from 0 to 1 knows nothing. No pyplot, so that nothing global changes and 
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,8 @@ TUTORIAL = {  # colour and dashes of the rules of the tutorial
 # Okabe and Ito 2008, told apart by the colour-blind; black and yellow left out, which stand out and fade
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
-LEGEND_RULES = 24
-PIXELS = 1_200  # about the width of the panel in a print
+LEGEND_RULES = 18  # as many as stand beside the panel
+BINS = 400  # points of a line in a long run: dashes stay dashes
 
 
 def plot_audit(
@@ -57,55 +58,75 @@ def plot_audit(
             "There is nothing to draw: the history has no rows. Rows arrive with the first flush; in a "
             "run that goes on, call flush() on the callback first."
         )
-    step = history["step"].values
+    if history.sizes["step"] == 1:  # a point has no line: draw it one step wide
+        step = history["step"].item() + np.array([-0.5, 0.5])
+        history = history.isel(step=[0, 0]).assign_coords(step=step)
     loss = history["loss"].values.astype(float)
     if np.isfinite(loss).any():
         figure = Figure(figsize=(10, 6.2), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
-        _draw_loss(above, step, loss, _window(smooth_loss, len(step)))
+        _draw_loss(above, history["step"].values, loss, smooth_loss)
     else:
         figure = Figure(figsize=(10, 4.4), layout="constrained")
         below = figure.subplots()
-    _draw_rules(below, step, history, _window(smooth_rules, len(step)))
+    _draw_rules(below, history, smooth_rules)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
 
 
-def _draw_loss(axes: Axes, step: np.ndarray, loss: np.ndarray, window: int) -> None:
-    at, low, high = _envelope(step, loss)
-    _line(axes, at, low, high, color=LOSS_COLOUR, alpha=0.25, linewidth=0.7)
-    at, low, high = _envelope(step, _rolling_mean(loss, window))
-    _line(axes, at, low, high, color=LOSS_COLOUR, linewidth=1.6)
-    _style(axes, "Loss", _smoothed(window))
+def _draw_loss(axes: Axes, step: np.ndarray, loss: np.ndarray, smooth: int) -> None:
+    smoothed, note = _rolling_mean(loss, smooth)
+    at, lowest, _, highest = _bins(step, loss)
+    axes.fill_between(at, lowest, highest, color=LOSS_COLOUR, alpha=0.25, linewidth=0.7)
+    at, _, mean, _ = _bins(step, smoothed)
+    axes.plot(at, mean, color=LOSS_COLOUR, linewidth=1.6)
+    _style(axes, "Loss", f"pale: every row, line: {note}")
 
 
-def _draw_rules(axes: Axes, step: np.ndarray, history: xr.Dataset, window: int) -> None:
-    rules = history["rule"].values.tolist()
-    crowd = len(rules) > len(DASHES) * 3
-    others = 0
-    for index, rule in enumerate(rules):
-        if rule in TUTORIAL:
-            colour, dashes = TUTORIAL[rule]
-        else:
-            colour = COLOURS[others % len(COLOURS)]
-            dashes = DASHES[others // len(COLOURS) % len(DASHES)]
-            others += 1
-        truth = history["truth"].isel(rule=index).values.astype(float)
-        at, lower, _ = _envelope(step, _rolling_mean(truth[:, 0], window))
-        _, low, high = _envelope(step, _rolling_mean(truth[:, 1], window))
-        axes.fill_between(at, lower, high, color=colour, alpha=0.05 if crowd else 0.15, linewidth=0)
-        label = rule if index < LEGEND_RULES else None
-        _line(axes, at, low, high, color=colour, linestyle=dashes, linewidth=1.0 if crowd else 1.8, label=label)
+def _draw_rules(axes: Axes, history: xr.Dataset, smooth: int) -> None:
+    rules, step = history["rule"].values.tolist(), history["step"].values
+    crowded = len(rules) > 12
+    last, lines, note = {}, {}, ""
+    for rule, (colour, dashes) in zip(rules, _looks(rules), strict=True):
+        truth = history["truth"].sel(rule=rule).values.astype(float)
+        lower, _ = _rolling_mean(truth[:, 0], smooth)
+        upper, note = _rolling_mean(truth[:, 1], smooth)
+        at, lowest, _, _ = _bins(step, lower)
+        _, least, mean, most = _bins(step, upper)
+        axes.fill_between(at, lowest, mean, color=colour, alpha=min(0.15, 1.5 / len(rules)), linewidth=0)
+        if len(at) < len(step):  # what the bins of a long run would hide
+            axes.fill_between(at, least, most, color=colour, alpha=0.4, linewidth=0)
+        (lines[rule],) = axes.plot(at, mean, color=colour, linestyle=dashes, linewidth=1 if crowded else 1.8)
+        last[rule] = np.nan_to_num(mean[-1])
     axes.set_ylim(-0.05, 1.05)
     axes.set_yticks((0, 0.25, 0.5, 0.75, 1), ("0", ".25", ".5", ".75", "1"))
     axes.set_xlabel("Step")
-    _style(axes, "Truth of the rules", "upper bound, band down to the lower; " + _smoothed(window))
-    more = len(rules) - LEGEND_RULES
+    _style(axes, "Truth of the rules", f"line: upper bound, band: down to the lower; {note}")
+    shown = sorted(rules[:LEGEND_RULES], key=last.__getitem__, reverse=True)  # as the lines end
+    title = f"{LEGEND_RULES} of {len(rules)} rules" if len(rules) > LEGEND_RULES else None
     axes.legend(
-        loc="upper left", bbox_to_anchor=(1.0, 1.03), frameon=False, fontsize=9, handlelength=3.2,
-        title=f"the first {LEGEND_RULES} of {len(rules)} rules" if more > 0 else None,
-    )  # fmt: skip
+        [lines[rule] for rule in shown],
+        [_label(rule) for rule in shown],
+        title=title,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.03),
+        frameon=False,
+        fontsize=8 if crowded else 9,
+        handlelength=3.6,
+    )
+
+
+def _looks(rules: list[str]) -> list[tuple[str, Any]]:
+    """Colour and dashes of each rule: the tutorial's for its six, a cycle of 24 for all others."""
+    cycle = itertools.cycle((colour, dashes) for dashes in DASHES for colour in COLOURS)
+    return [TUTORIAL[rule] if rule in TUTORIAL else next(cycle) for rule in rules]
+
+
+def _label(rule: str) -> str:
+    shortened = rule if len(rule) <= 32 else rule[:31] + "\N{HORIZONTAL ELLIPSIS}"
+    return shortened.replace("$", r"\$")
 
 
 def _style(axes: Axes, title: str, note: str) -> None:
@@ -117,38 +138,33 @@ def _style(axes: Axes, title: str, note: str) -> None:
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.margins(x=0.01)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(labelsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
-def _smoothed(window: int) -> str:
-    return f"rolling mean of {window} rows" if window > 1 else "every row"
+def _rolling_mean(values: np.ndarray, rows: int) -> tuple[np.ndarray, str]:
+    """Mean of the finite values among the last `rows`, at most a fifth of all, and a note that says so.
 
-
-def _window(rows: int, total: int) -> int:
-    return max(1, min(rows, total // 5))
-
-
-def _rolling_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the finite values among the last `window`; NaN stays where a value is not finite."""
+    NaN stays where a value is not finite.
+    """
+    window = max(1, min(rows, len(values) // 5))
     finite = np.isfinite(values)
-    sums = np.cumsum(np.where(finite, values, 0.0))
-    counts = np.cumsum(finite)
+    sums, counts = np.cumsum(np.where(finite, values, 0.0)), np.cumsum(finite)
     sums[window:] -= sums[:-window].copy()
     counts[window:] -= counts[:-window].copy()
-    return np.where(finite, sums / np.maximum(counts, 1), np.nan)
+    note = f"rolling mean of {window} rows" if window > 1 else "every row"
+    return np.where(finite, sums / np.maximum(counts, 1), np.nan), note
 
 
-def _envelope(step: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Step, minimum and maximum of what falls on one pixel, so that thinning hides no spike."""
-    edges = np.linspace(step[0], step[-1], PIXELS, endpoint=False)
-    starts = np.unique(np.searchsorted(step, edges)) if len(step) > 2 * PIXELS else np.arange(len(step))
-    return step[starts], np.fmin.reduceat(values, starts), np.fmax.reduceat(values, starts)
-
-
-def _line(axes: Axes, at: np.ndarray, low: np.ndarray, high: np.ndarray, **style: Any) -> None:
-    """A line through the minimum and maximum at every step; a lone point, which no line shows, as a dot."""
-    marker = "o" if len(at) == 1 else None
-    same = np.array_equal(low, high, equal_nan=True)
-    points = (at, low) if same else (at.repeat(2), np.stack([low, high], axis=1).ravel())
-    axes.plot(*points, marker=marker, markersize=4, solid_joinstyle="round", **style)
+def _bins(step: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Step, minimum, mean and maximum of the finite values in each of at most BINS equal parts."""
+    starts = np.arange(len(step))
+    if len(step) > 2 * BINS:
+        starts = np.unique(np.searchsorted(step, np.linspace(step[0], step[-1], BINS, endpoint=False)))
+    finite = np.isfinite(values)
+    known = np.where(finite, values, np.nan)
+    counts = np.add.reduceat(finite, starts, dtype=int)
+    sums = np.add.reduceat(np.where(finite, values, 0.0), starts)
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return step[starts], np.fmin.reduceat(known, starts), means, np.fmax.reduceat(known, starts)

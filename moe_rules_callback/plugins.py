@@ -12,17 +12,26 @@ imported, the adapter that recognises its objects.
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pluggy
 
 from . import hookspecs
 from .errors import PluginError
+from .formula import Rule
+from .predicates import Predicate
+from .signals import Signal
 
 log = logging.getLogger("moe_rules_callback")
+VALUES = {
+    "provide_signals": ((Signal, Callable), "a Signal or a function of the metrics"),
+    "provide_predicates": ((Predicate,), "a Predicate"),
+    "provide_rules": ((Rule, str), "a Rule or its text"),
+}
 ADAPTERS = {"flax.nnx": "flax_nnx", "flax.linen": "flax_linen"}  # framework -> module of integrations
 
 
@@ -37,7 +46,7 @@ def get_plugin_manager(plugins: Iterable[Any] = ()) -> pluggy.PluginManager:
     try:
         manager.load_setuptools_entrypoints(hookspecs.PROJECT)
         for plugin in plugins:
-            manager.register(plugin)
+            manager.register(plugin, _free_name(manager, plugin))
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise PluginError(
@@ -51,18 +60,30 @@ def contributions(manager: pluggy.PluginManager, hook: str) -> dict[str, Any]:
     """What all plugins return for `provide_signals`, `provide_predicates` or `provide_rules`, merged.
 
     Raises:
-        PluginError: two plugins give the same name, or one does not return a mapping.
+        PluginError: two plugins give the same name, or one raises or returns something else.
     """
     merged: dict[str, Any] = {}
     giver: dict[str, str] = {}
     for implementation in reversed(getattr(manager.hook, hook).get_hookimpls()):
-        plugin, given = implementation.plugin_name, implementation.function()
+        plugin = implementation.plugin_name
+        try:
+            given = implementation.function()
+        except Exception as error:
+            raise PluginError(
+                f"{hook} of plugin '{plugin}' raised {error!r}. Mend the plugin, or leave it out."
+            ) from error
         if not isinstance(given, Mapping):
             raise PluginError(
                 f"{hook} of plugin '{plugin}' returned a {type(given).__name__}; it must return a mapping "
                 f"from names to what they stand for."
             )
+        kinds, called = VALUES[hook]
         for name, value in given.items():
+            if not isinstance(value, kinds):
+                raise PluginError(
+                    f"{hook} of plugin '{plugin}' gives a {type(value).__name__} for '{name}'; "
+                    f"it takes {called}."
+                )
             if name in merged:
                 raise PluginError(
                     f"plugins '{giver[name]}' and '{plugin}' both {hook.replace('_', ' ')} called '{name}'. "
@@ -105,7 +126,7 @@ class Safely:
             given = [arguments[name] for name in implementation.argnames]
             try:
                 implementation.function(*given)
-            except Exception:
+            except (Exception, SystemExit):  # a plugin that calls sys.exit must not end the audit's thread
                 self._off.add(implementation.plugin_name)
                 log.exception(
                     "plugin '%s' raised in %s and is switched off; training goes on",
@@ -116,6 +137,13 @@ class Safely:
         for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             if implementation.plugin_name not in self._off:
                 yield implementation
+
+
+def _free_name(manager: pluggy.PluginManager, plugin: object) -> str:
+    """Name of a module or class, also for an object of it; with a number if it is taken."""
+    name = getattr(plugin, "__name__", type(plugin).__qualname__)
+    numbered = (f"{name}-{i}" for i in itertools.count(2))
+    return next(each for each in itertools.chain([name], numbered) if not manager.has_plugin(each))
 
 
 def _name(manager: pluggy.PluginManager, plugin: object) -> str:

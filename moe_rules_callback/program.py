@@ -11,8 +11,8 @@ into one growing array [nodes, layers, 2]. So a hundred rules compile and run ab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import numpy as np
 
 from . import logic
 from .formula import After, Always, Connective, Formula, Not, Once, Previously, Since, Var, children
-from .temporal import UNKNOWN, Windows
+from .temporal import UNKNOWN, Operator, Windows
 
 States = tuple[tuple[jax.Array, ...], ...]
 
@@ -37,6 +37,11 @@ class _Stage:
 class _Affine(_Stage):
     bias: np.ndarray
     coefficient: np.ndarray
+
+
+@dataclass
+class _Pair(_Stage):
+    connect: Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @dataclass
@@ -60,7 +65,7 @@ class Program:
     """
 
     def __init__(self, formulas: Sequence[Formula]) -> None:
-        formulas = [_expand(formula) for formula in formulas]
+        formulas = [_simplify(formula) for formula in formulas]
         depth: dict[Formula, int] = {}
         for formula in formulas:
             _measure(formula, depth)
@@ -71,7 +76,9 @@ class Program:
         self._stages: list[_Stage] = []
         for level in range(1, max(depth.values(), default=0) + 1):
             nodes = [node for node, d in depth.items() if d == level]
-            self._add([n for n in nodes if isinstance(n, Not | Connective)], self._affine)
+            self._add([n for n in nodes if _is_affine(n)], self._affine)
+            for kind in _PAIRS:
+                self._add([n for n in nodes if isinstance(n, Connective) and n.kind == kind], self._pair)
             self._add([n for n in nodes if isinstance(n, After)], self._gate)
             self._add([n for n in nodes if isinstance(n, Always | Once | Since)], self._past)
             self._add([n for n in nodes if isinstance(n, Previously)], _Stage)
@@ -84,7 +91,7 @@ class Program:
             match stage:
                 case _Past():
                     states.append(stage.windows.init(layers))
-                case _Affine() | _Gate():
+                case _Affine() | _Pair() | _Gate():
                     states.append(())
                 case _:
                     states.append((jnp.broadcast_to(UNKNOWN, (len(stage.operands), layers, 2)),))
@@ -114,21 +121,21 @@ class Program:
                 case _Affine():
                     x = jnp.moveaxis(operands, 1, 2)
                     truth = logic.affine(stage.bias[:, None], stage.coefficient[:, None, :], x)
+                case _Pair():
+                    truth = stage.connect(operands[:, 0], operands[:, 1])
                 case _Gate():
                     early = step < stage.step[:, None, None]
                     truth = jnp.where(early, UNKNOWN, operands[:, 0])
                 case _Past():
                     skip = _any(stage.members, bad)
-                    state, truth = stage.windows.update(
-                        state, operands[:, 0], operands[:, -1], skip, row
-                    )
+                    state, truth = stage.windows.update(state, operands[:, 0], operands[:, -1], skip, row)
                 case _:
                     skip = _any(stage.members, bad)[..., None]
                     truth = jnp.where(skip, UNKNOWN, state[0])
                     state = (jnp.where(skip, state[0], operands[:, 0]),)
             new.append(state)
             values = jnp.concatenate([values, truth])
-        members = np.array([self._members[i] for i in self._rules]).reshape(-1, len(self.atoms))
+        members = np.array([self._members[i] for i in self._rules]).reshape(len(self._rules), len(self.atoms))
         unknown = _any(members, bad)[..., None]
         return tuple(new), jnp.where(unknown, UNKNOWN, values[self._rules])
 
@@ -155,65 +162,60 @@ class Program:
             kind, weights = ("not", (1.0,)) if isinstance(node, Not) else (node.kind, node.weights)
             total, row = logic.coefficients(kind, weights)
             # A negated operand is the operand with the opposite sign: c (1 - x) = c - c x.
-            signs = [-1.0 if _negated(child) else 1.0 for child in children(node)]
+            signs = [-1.0 if isinstance(child, Not) else 1.0 for child in children(node)]
             total += sum(c for c, sign in zip(row, signs, strict=True) if sign < 0)
             bias[i] = total
             coefficient[i, : len(row)] = [c * s for c, s in zip(row, signs, strict=True)]
         return _Affine(operands, members, bias, coefficient)
 
+    def _pair(self, nodes: list[Connective], operands: np.ndarray, members: np.ndarray) -> _Stage:
+        return _Pair(operands, members, _PAIRS[nodes[0].kind])
+
     def _gate(self, nodes: list[After], operands: np.ndarray, members: np.ndarray) -> _Stage:
         return _Gate(operands, members, np.array([node.step for node in nodes], np.int32))
 
-    def _past(
-        self, nodes: list[Always | Once | Since], operands: np.ndarray, members: np.ndarray
-    ) -> _Stage:
+    def _past(self, nodes: list[Always | Once | Since], operands: np.ndarray, members: np.ndarray) -> _Stage:
         windows = Windows([(_OPERATOR[type(node)], node.rows) for node in nodes])
         return _Past(operands, members, windows)
 
 
-_OPERATOR = {Always: "always", Once: "once", Since: "since"}
+# Made of other connectives; written out as such, a chain of n would be a tree of 2^n nodes.
+_PAIRS = {"iff": logic.equivalence, "xor": logic.exclusive_disjunction}
+_OPERATOR: dict[type, Operator] = {Always: "always", Once: "once", Since: "since"}
 
 
 def _any(members: np.ndarray, bad: jax.Array) -> jax.Array:
     """bool [nodes, layers]: does a node rest on an atom [atoms, layers] that is bad?"""
-    return (members.astype(np.float32) @ bad.astype(jnp.float32)) > 0
+    return jnp.asarray(members, jnp.float32) @ bad.astype(jnp.float32) > 0
 
 
-def _negated(node: Formula) -> bool:
-    """Whether a node is a negation that its parent takes into its coefficients."""
-    return isinstance(node, Not)
+def _is_affine(node: Formula) -> bool:
+    """Whether a node is one clamped affine map of its operands."""
+    return isinstance(node, Not) or (isinstance(node, Connective) and node.kind not in _PAIRS)
 
 
 def _operands(node: Formula) -> tuple[Formula, ...]:
-    """Operands as they are evaluated: under a connective a negation is seen through."""
-    if isinstance(node, Not | Connective):
+    """Operands as they are evaluated: under an affine connective a negation is seen through."""
+    if _is_affine(node):
         return tuple(child.operand if isinstance(child, Not) else child for child in children(node))
     return children(node)
 
 
-def _expand(node: Formula) -> Formula:
-    """Write <-> and ^ with the other connectives, and drop double negations."""
+def _simplify(node: Formula) -> Formula:
+    """Drop double negations."""
     match node:
         case Var():
             return node
         case Not(Not(inner)):
-            return _expand(inner)
-        case Not(operand):
-            return Not(_expand(operand)) if not isinstance(operand, Not) else _expand(operand.operand)
-        case Connective("iff", (a, b)):
-            a, b = _expand(a), _expand(b)
-            return Connective("and", (Connective("implies", (a, b)), Connective("implies", (b, a))))
-        case Connective("xor", (a, b)):
-            a, b = _expand(a), _expand(b)
-            return Connective("and", (Connective("or", (a, b)), Connective("nand", (a, b))))
+            return _simplify(inner)
         case Connective(kind, operands, weights):
-            return Connective(kind, tuple(map(_expand, operands)), weights)
+            return Connective(kind, tuple(map(_simplify, operands)), weights)
         case Since(rows, left, right):
-            return Since(rows, _expand(left), _expand(right))
+            return Since(rows, _simplify(left), _simplify(right))
         case Always(n, operand) | Once(n, operand) | After(n, operand):
-            return type(node)(n, _expand(operand))
-        case Previously(operand):
-            return Previously(_expand(operand))
+            return type(node)(n, _simplify(operand))
+        case Not(operand) | Previously(operand):
+            return type(node)(_simplify(operand))
 
 
 def _measure(node: Formula, depth: dict[Formula, int]) -> int:

@@ -83,8 +83,8 @@ def load_rules(source: Source = None) -> Rulebook:
             return Rulebook("rules", _distinct(_rule(rule, f"rules[{i}]") for i, rule in enumerate(source)))
         case _:
             raise RulebookError(
-                f"rules= is a {type(source).__name__}. It takes a mapping name -> text, a list of texts, "
-                f"the name of a shipped book ({', '.join(book_names())}) or the path of a TOML file."
+                f"rules= is of type {type(source).__name__}. It takes a mapping name -> text, a list of "
+                f"texts, the name of a shipped book ({', '.join(book_names())}) or the path of a TOML file."
             )
 
 
@@ -134,8 +134,8 @@ def _rule(rule: Any, where: str, name: str | None = None) -> Rule:
         return rule
     if not isinstance(rule, str):
         raise RulebookError(
-            f"{where} is a {type(rule).__name__}, not the text of a rule. A rule with a kind or a "
-            f"description comes from moe_rules_callback.language.parse_rule(text, kind='risk') or a TOML file."
+            f"{where} is of type {type(rule).__name__}, not the text of a rule. A rule with a kind or a "
+            "description stands in a TOML file, or is moe_rules_callback.language.parse_rule(text, kind=...)."
         )
     try:
         return parse_rule(rule, name)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -133,14 +133,14 @@ def load_cv_normalised(s: Statistics) -> jax.Array:
     """load_cv / sqrt(E/k - 1), 0 where k = E; 0..1."""
     assert s.k is not None
     worst = _worst_cv(s.experts, s.k)
-    return _cv(s["load"]) / worst if worst else jnp.zeros_like(_cv(s["load"]))
+    return _cv(s["load"]) / (worst or jnp.inf)
 
 
 def expert_imbalance(s: Statistics) -> jax.Array:
     """std(f) over its maximum sqrt(E - 1) / E; 1 when one expert is everyone's first choice."""
     worst = math.sqrt(s.experts - 1) / s.experts
     spread = s["first"].std(-1)
-    return spread / worst if worst else jnp.zeros_like(spread)
+    return spread / (worst or jnp.inf)
 
 
 def max_violation(s: Statistics) -> jax.Array:

@@ -36,11 +36,12 @@ def margin(routers: Routers) -> jax.Array:
 
 def boundary(routers: Routers) -> jax.Array:
     """[n], mean of the smallest selected minus the largest unselected probability; k = E: 0."""
-    if routers.k == routers.experts:
-        return routers.mean(0.0 * routers.highest)
     chosen = routers.selected > 0
     lowest = jnp.where(chosen, routers.probs, jnp.inf).min(-1)
-    return routers.mean(lowest - jnp.where(chosen, -jnp.inf, routers.probs).max(-1))
+    highest = jnp.where(chosen, -jnp.inf, routers.probs).max(-1)
+    gap = jnp.zeros_like(lowest) if routers.k == routers.experts else lowest - highest
+    sound = jnp.isfinite(routers.selected[..., 0] + routers.highest)
+    return routers.mean(jnp.where(sound, gap, jnp.nan))
 
 
 def probability(routers: Routers) -> jax.Array:
@@ -61,7 +62,7 @@ def load(routers: Routers) -> jax.Array:
 
 def pairs(routers: Routers) -> jax.Array:
     """[n, E, E], share of tokens that use both experts; the diagonal: that use the expert."""
-    chosen = routers.selected
+    chosen = jnp.minimum(routers.selected, 1)
     if routers.mask is not None:
         chosen = jnp.where(routers.mask[..., None], chosen, 0.0)
     tokens = chosen.shape[1] if routers.mask is None else routers.mask.sum(1)[:, None, None]

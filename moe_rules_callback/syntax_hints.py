@@ -83,7 +83,7 @@ def explain(text: str, at: int, expected: Collection[str]) -> Fault:
     if last == "[":
         return Fault(at, "a number is missing after `[`", _BRACKETS)
     if not expected:
-        return _unknown_character(at, found[:1])
+        return _unknown_character(at, found)
     if "NAME" in expected:
         return _missing_operand(at, last, found)
     if "STAR" in expected:

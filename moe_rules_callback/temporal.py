@@ -63,7 +63,7 @@ class Windows:
             jnp.asarray(np.broadcast_to(start[members], (1 << level, *start[members].shape)))
             for level, (members, _) in enumerate(self._levels)
         ]
-        nothing = jnp.broadcast_to(jnp.array([1.0, 0.0]), start[self._unbounded].shape)
+        nothing = jnp.broadcast_to(np.array([1.0, 0.0], np.float32), start[self._unbounded].shape)
         return (*rings, nothing)
 
     def update(

@@ -55,7 +55,7 @@ def router_share(tree: Any) -> jax.Array:
     if not routers:
         raise MissingSignalError(
             "router_gradient_share finds no router in 'grads': no part of a path is 'router' or 'gate'. "
-            "Paths look like " + _examples(every) + ". Pass the share as a scalar metric of that name instead."
+            f"Paths look like {_examples(every)}. Pass the share as a scalar metric of that name instead."
         )
     return jnp.sqrt(_square(routers) / (_square(leaf for _, leaf in every) + 1e-30))
 

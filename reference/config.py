@@ -71,11 +71,11 @@ class Config:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
         if self.width % self.heads:
             raise ConfigError(
-                f"width {self.width} cannot be split among {self.heads} heads: choose a multiple of {self.heads}."
+                f"width {self.width} is no multiple of the {self.heads} heads: change one of the two."
             )
         if self.top_k > self.experts:
             raise ConfigError(
-                f"top_k is {self.top_k}, but there are only {self.experts} experts: lower one or raise the other."
+                f"top_k {self.top_k} asks for more than the {self.experts} experts: change one of the two."
             )
 
 

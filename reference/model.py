@@ -102,15 +102,14 @@ class Experts(nnx.Module):
 def assign(expert_index: jax.Array, experts: int, capacity: int) -> jax.Array:
     """The place of each assignment among the E * capacity places: int32 [n, k] from expert_index [n, k].
 
-    An expert's places go to first choices before second ones, and to earlier tokens before later ones.
-    Who finds the expert full is dropped: slot E * capacity, which is nowhere.
+    First come, first served: earlier tokens before later ones, so that no token can push out one before
+    it and the model stays causal. Who finds the expert full is dropped: slot E * capacity, which is nowhere.
     """
-    n, k = expert_index.shape
-    choice = expert_index.T.reshape(k * n)  # all first choices, then all second ones
-    queue = jnp.cumsum(jax.nn.one_hot(choice, experts, dtype=jnp.int32), axis=0)  # [kn, E]
-    place = jnp.take_along_axis(queue, choice[:, None], axis=1)[:, 0] - 1  # [kn], in the expert's queue
+    choice = expert_index.reshape(-1)  # [n k]
+    queue = jnp.cumsum(jax.nn.one_hot(choice, experts, dtype=jnp.int32), axis=0)  # [n k, E]
+    place = jnp.take_along_axis(queue, choice[:, None], axis=1)[:, 0] - 1  # [n k], in the expert's queue
     slot = jnp.where(place < capacity, choice * capacity + place, experts * capacity)
-    return slot.reshape(k, n).T
+    return slot.reshape(expert_index.shape)
 
 
 def scatter(x: jax.Array, slot: jax.Array, places: int) -> jax.Array:

@@ -56,7 +56,7 @@ def conclusion(figures: Mapping[str, float], config: Config, domains: int) -> st
         f"trained {config.steps} steps in {f['seconds']:.0f} s",
         f"validation loss        {f['validation_loss']:.3f} nats a byte; "
         f"entropy of a byte {f['unigram_entropy']:.3f}, given the byte before {f['bigram_entropy']:.3f}",
-        f"router gradient norm   {f['router_gradient_norm']:.2g}",
+        f"router gradient norm   {f['router_gradient_norm']:.2g} in the layer where it is smallest",
         f"experts in use         {f['experts_used']:.0f} of {E} in the worst layer; the idlest gets "
         f"{f['least_expert_share']:.1%} of the assignments, a fair share is {1 / E:.1%}",
         f"dropped assignments    {f['dropped_token_fraction']:.1%}",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 
 import pytest
 
+from moe_rules_callback.errors import RulebookError
 from moe_rules_callback.formula import (
     After,
     Always,
@@ -14,6 +16,7 @@ from moe_rules_callback.formula import (
     Not,
     Once,
     Previously,
+    Rule,
     Since,
     Var,
     children,
@@ -80,3 +83,16 @@ def test_children_stand_left_to_right():
 def test_variables_stand_left_to_right_with_repetitions():
     formula = Connective("implies", (Since(2, Var("z"), Not(A)), Connective("and", (Always(4, Var("m")), A))))
     assert list(variables(formula)) == ["z", "a", "m", "a"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "riks"}, "rule 'r': kind is 'riks'; it is one of None, 'health', 'risk'."),
+        ({"severity": "bad"}, "rule 'r': severity is 'bad'; it is one of 'info', 'warning', 'error'."),
+        ({"threshold": 0.5}, "rule 'r': the threshold is 0.5; it lies above 0.5 and is at most 1."),
+    ],
+)
+def test_a_rule_with_a_field_that_means_nothing_is_refused(fields: dict, message: str):
+    with pytest.raises(RulebookError, match=f"^{re.escape(message)}$"):
+        Rule("r", Var("a"), **fields)

@@ -8,9 +8,12 @@ import sys
 import moe_rules_callback
 
 PUBLIC = [
+    "Alert",
     "Audit",
     "AuditState",
+    "Evaluation",
     "HistoryError",
+    "Interval",
     "MetricsError",
     "MissingSignalError",
     "MoeRulesError",
@@ -20,10 +23,12 @@ PUBLIC = [
     "Rule",
     "RuleAuditCallback",
     "RuleSyntaxError",
+    "Rulebook",
     "RulebookError",
     "Run",
     "Schema",
     "Signal",
+    "SignalInfo",
     "State",
     "UnknownNameError",
     "evaluate",
@@ -51,7 +56,7 @@ def loaded_by(program: str) -> set[str]:
 
 
 def test_public_names_are_sorted_and_pinned():
-    assert moe_rules_callback.__all__ == sorted(PUBLIC)
+    assert moe_rules_callback.__all__ == PUBLIC == sorted(PUBLIC)
     assert [name for name in PUBLIC if not hasattr(moe_rules_callback, name)] == []
 
 

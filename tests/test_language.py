@@ -59,6 +59,7 @@ PRECEDENCE = [
     ("a | (b | c)", binary("or", A, binary("or", B, C))),
     ("(a & b) & c", binary("and", binary("and", A, B), C)),
     ("a & b !& c & d", binary("and", binary("nand", binary("and", A, B), C), D)),
+    ("a !& b !& c", binary("nand", binary("nand", A, B), C)),
     ("a | b ^ c !| d", binary("nor", binary("xor", binary("or", A, B), C), D)),
     ("a -> b | c", binary("implies", A, binary("or", B, C))),
     ("a -> b <-> c -> d", binary("implies", binary("iff", binary("implies", A, B), C), D)),
@@ -78,6 +79,8 @@ PRECEDENCE = [
     ("always (a since [5] b)", Always(None, Since(5, A, B))),
     ("Gx & always_b | since_c", binary("or", binary("and", Var("Gx"), Var("always_b")), Var("since_c"))),
     ("a # first\n  & # second\r\n\tb", binary("and", A, B)),
+    ("once[" + "0" * 5000 + "3] a", Once(3, A)),
+    ("a" + " | a" * 2000, Connective("or", (A,) * 2001)),
     ("(" * 400 + "a" + ")" * 400, A),
 ]
 
@@ -156,7 +159,7 @@ NAMES = [
     ("always[3](a)", "always_3_a_"),
     ("a_and_b & c", "a_and_b_and_c_"),
     ("2*a & b", "2_a_and_b_"),
-    (" & ".join(f"so_{i}" for i in range(12)), "so_0_and_so_1_and_so_2_and_so_3_and_so_4_and_so_5_and_so_6_an_"),
+    (" & ".join("abcdefghijklmno"), "a_and_b_and_c_and_d_and_e_and_f_and_g_and_h_and_i_and_j_and_"),
 ]  # fmt: skip
 
 

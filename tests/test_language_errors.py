@@ -36,6 +36,7 @@ FAULTS = [
     ("!a", 1, "`!` is not an operator of the rule language", "Write `~` for `!`."),
     ("not(a)", 1, "`not` is not an operator of the rule language", "Write `~` for `not`."),
     ("a b", 3, "an operator is missing between `a` and `b`", "Write `a & b` or `a | b`."),
+    ("or & a b", 8, "an operator is missing between `a` and `b`", "Write `a & b` or `a | b`."),
     ("a ~b", 3, "an operator is missing between `a` and `~`", "Join operands with `&`, `|` or `->`."),
     ("a * b", 3, "an operator is missing between `a` and `*`",
      "`*` stands between a weight and its operand, `2*a & b`; to join operands write `&`."),
@@ -92,10 +93,12 @@ FAULTS = [
     ("high-load", 5, "`-` has no meaning here",
      "Negation is `~a`, implication `a -> b`; names are written with `_`."),
     ("a\u00a0& b", 2, "the character U+00A0 (NO-BREAK SPACE) has no meaning here", NAME),
-    ("a ıff b", 3, "the character U+0131 (LATIN SMALL LETTER DOTLESS I) has no meaning here", NAME),
+    ("a \u0131ff b", 3, "the character U+0131 (LATIN SMALL LETTER DOTLESS I) has no meaning here", NAME),
     ("¹2 & a", 1, "the character U+00B9 (SUPERSCRIPT ONE) has no meaning here", NAME),
     ("a & \x00", 5, "the character U+0000 (a control character) has no meaning here", NAME),
     ("~" * 65 + "a", 1, "a rule nests at most 64 operators inside each other",
+     "Split it into several rules."),
+    ("~(" + "~" * 63 + "a & b & c)", 1, "a rule nests at most 64 operators inside each other",
      "Split it into several rules."),
     ("a" * 1_000_000, 10_001, "a rule has at most 10,000 characters, this one has 1,000,000",
      "Split it into several rules."),
@@ -156,7 +159,9 @@ def test_what_is_no_text_is_a_type_error():
         parse_rule(3)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["~" * 64 + "a", "a" + " -> a" * 64, "(a & " * 64 + "a" + ")" * 64])
+@pytest.mark.parametrize(
+    "text", ["~" * 64 + "a", "a" + " -> a" * 64, "(a & " * 64 + "a" + ")" * 64, "~" * 63 + "(a & a & a)"]
+)
 def test_the_deepest_formula_stays_usable(text):
     formula = parse_formula(text)
     assert parse_formula(str(formula)) == formula

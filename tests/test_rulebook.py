@@ -79,9 +79,8 @@ def test_every_shipped_book_explains_itself(name):
     book = load_rules(name)
     assert book.shipped
     assert book.description
-    assert [
-        rule.name for rule in book.rules if not (rule.description and rule.cause and rule.next_step)
-    ] == []
+    assert [rule.name for rule in book.rules if not rule.description] == []
+    assert [rule.name for rule in book.rules if rule.kind and not (rule.cause and rule.next_step)] == []
 
 
 def test_no_rules_mean_the_book_router_health():
@@ -108,7 +107,8 @@ def test_a_list_is_named_from_its_content():
 def test_a_file_may_say_everything(tmp_path, kind):
     book = load_rules(kind(file_of(tmp_path, FILE)))
     text = "0.9 :: high_queue_length   # tokens that wait\n    & queue_grows"
-    long_queue = Rule("long queue", parse_rule(text).formula, 0.9, text, "risk", 100, "error", "Tokens wait.", "Capacity.", "Raise it.")  # fmt: skip
+    words = {"description": "Tokens wait.", "cause": "Capacity.", "next_step": "Raise it."}
+    long_queue = Rule("long queue", parse_rule(text).formula, 0.9, text, "risk", 100, "error", **words)
     assert (book.name, book.shipped, book.description) == ("own", False, "Queues.")
     assert book.rules == (parse_rule("high_load_cv", "plain"), long_queue)
     assert book.predicates == {
@@ -128,8 +128,6 @@ KEYS = "rule, kind, warmup, severity, description, cause, next"
 PREDICATE = RULE + "[predicates.p]\n"
 REFUSALS = [
     ("", " has no rules. Write them as [rules.NAME] with a key `rule`."),
-    ("[rules", " is not valid TOML: Expected ']' at the end of a table declaration (at end of document)."),
-    ("a = 1\na = 2", " is not valid TOML: Cannot overwrite a value (at line 2, column 6)."),
     ("\nrulez = 1", ", line 2: the file has an unknown key 'rulez'. Did you mean rules?"),
     ("rules = 1", ", line 1: rules of the file is 1; it must be a table."),
     ("[rules]\n\nx = 1", f", line 3: [rules.x] is 1; it must be a table with the keys {KEYS}."),
@@ -145,7 +143,8 @@ REFUSALS = [
     ("[rules]\n'' = 'a'", ", line 2: '' cannot name a rule: a name is printable and not blank."),
     (PREDICATE + "is = 'high'", ", line 3: [predicates.p] lacks the key 'signal', a string."),
     (PREDICATE + "signal = 'y'",
-     """, line 3: [predicates.p] lacks the key 'is', one of "high", "low", "increasing", "decreasing", "stable"."""),
+     ", line 3: [predicates.p] lacks the key 'is', one of "
+     '"high", "low", "increasing", "decreasing", "stable".'),
     (PREDICATE + "signal = 'y'\nis = 'high'\noffset = nan",
      ", line 6: offset of [predicates.p] is nan; it must be a finite number."),
     (PREDICATE + "signal = 'y'\nis = 'stable'\noffset = 2",
@@ -179,25 +178,34 @@ def test_a_fault_in_a_rule_of_a_file_is_told_with_both_lines(tmp_path, text, lin
     assert refusal(tmp_path, text, RuleSyntaxError).startswith(message)
 
 
-@pytest.mark.parametrize(
-    ("source", "error", "message"),
-    [
-        ("0.85 :: a", RulebookError, "rules= is the text of one rule, '0.85 :: a'. One string names a book or a "
-         "file: give the text in a list, rules=['0.85 :: a'], or under a name, rules={'my_rule': '0.85 :: a'}."),
-        ("nano_mo", UnknownNameError, "no rule book is called 'nano_mo'. Did you mean nano_moe? Shipped are "),
-        ("no/such.toml", RulebookError, "the rule file 'no/such.toml' cannot be read: [Errno 2] No such file"),
-        (3, RulebookError, "rules= is a int. It takes a mapping name -> text, a list of texts, the name of a "),
-        ({"x": 3}, RulebookError, "rule 'x' is a int, not the text of a rule. A rule with a kind or a "),
-        ({3: "a"}, RulebookError, "3 cannot name a rule: a name is a string, printable and not blank."),
-        ({"x": "a b"}, RuleSyntaxError, "rule 'x': an operator is missing between `a` and `b` (line 1, "),
-        (["a", "a b"], RuleSyntaxError, "rules[1]: an operator is missing between `a` and `b` (line 1, column"),
-        (["a & b", "c", "a&b"], RulebookError, "rules[0] and rules[2] are both called 'a_and_b': the same rule "
-         "twice? Take one away, or name them: rules={'first': ..., 'second': ...}."),
-    ],
-)  # fmt: skip
+NO_SOURCES = [
+    ("0.85 :: a", RulebookError,
+     "rules= is the text of one rule, '0.85 :: a'. One string names a book or a file: give the text in a "
+     "list, rules=['0.85 :: a'], or under a name, rules={'my_rule': '0.85 :: a'}."),
+    ("nano_mo", UnknownNameError,
+     "no rule book is called 'nano_mo'. Did you mean nano_moe? Shipped are nano_moe, router_health; "
+     "a rule file ends in .toml; the text of a rule goes into a list."),
+    ("no/such.toml", RulebookError, "the rule file 'no/such.toml' cannot be read: [Errno 2] No such file"),
+    (3, RulebookError, "rules= is of type int. It takes a mapping name -> text, a list of texts, the name "
+     "of a shipped book (nano_moe, router_health) or the path of a TOML file."),
+    ({"x": 3}, RulebookError, "rule 'x' is of type int, not the text of a rule."),
+    ({3: "a"}, RulebookError, "3 cannot name a rule: a name is a string, printable and not blank."),
+    ({"x": "a b"}, RuleSyntaxError, "rule 'x': an operator is missing between `a` and `b` (line 1, column"),
+    (["a", "a b"], RuleSyntaxError, "rules[1]: an operator is missing between `a` and `b` (line 1, column"),
+    (["a & b", "c", "a&b"], RulebookError, "rules[0] and rules[2] are both called 'a_and_b': the same rule "
+     "twice? Take one away, or name them: rules={'first': ..., 'second': ...}."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "error", "message"), NO_SOURCES)
 def test_what_is_no_source_of_rules(source, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}"):
         load_rules(source)
+
+
+@pytest.mark.parametrize("text", ["[rules", "a = 1\na = 2"])
+def test_a_file_that_is_no_toml(tmp_path, text):
+    assert re.fullmatch(r"/own\.toml is not valid TOML: .*\(at .*\)\.", refusal(tmp_path, text))
 
 
 def test_a_file_that_is_no_text(tmp_path):

@@ -89,9 +89,9 @@ class TensorBoardXWriter:
         from tensorboardX import summary
 
         for tag, image in _each(images, dims=3):
-            if image.shape[-1] == 1:
-                image = image[..., 0]
-            self._write(step, summary.image(tag, image, dataformats="HWC"[: image.ndim]))
+            if image.dtype != np.uint8:
+                image = np.clip(image.astype(np.float32), 0, 1)  # beyond, tensorboardX would wrap around
+            self._write(step, summary.image(tag, image, dataformats="HWC"))
 
     def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
         """[N, T, C], floats in [-1, 1]; stored as 16-bit WAV."""
@@ -214,6 +214,6 @@ def _tensor(value: Any) -> Any:
     if array.dtype.kind in "USO":
         text = [item if isinstance(item, bytes) else str(item).encode() for item in array.ravel().tolist()]
         return TensorProto(dtype="DT_STRING", tensor_shape=shape, string_val=text)
-    names = {"float32": "DT_FLOAT", "float64": "DT_DOUBLE"}
+    names = {"float16": "DT_HALF", "float32": "DT_FLOAT", "float64": "DT_DOUBLE"}
     dtype = names.get(array.dtype.name, f"DT_{array.dtype.name.upper()}")
     return TensorProto(dtype=dtype, tensor_shape=shape, tensor_content=array.tobytes())

@@ -100,11 +100,11 @@ def _legal(tag: str) -> str:
 
 
 def _unique(tags: Iterable[str]) -> list[str]:
-    taken: set[str] = set()
+    taken: dict[str, None] = {}
     for tag in tags:
         name, count = tag, 1
         while name in taken:
             count += 1
             name = f"{tag}_{count}"
-        taken.add(name)
+        taken[name] = None
     return list(taken)

@@ -1,0 +1,135 @@
+"""What rules can speak of, given the metrics that a step hands over."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from .errors import MissingSignalError, UnknownNameError
+from .formula import Rule, variables
+from .metrics import ROUTER_METRICS, Routers, collect, scalars
+from .predicates import Predicate, resolve
+from .signals import Signal, scalar, shipped
+
+log = logging.getLogger("moe_rules_callback")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the shapes of a step's metrics say.
+
+    Attributes:
+        routers: (names of layers, E, k) of each router array.
+        scalars: names of the metrics that are single numbers.
+        metrics: names of all metrics.
+    """
+
+    routers: tuple[tuple[tuple[str, ...], int, int | None], ...]
+    scalars: tuple[str, ...]
+    metrics: frozenset[str]
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, Any], routers: Sequence[Routers]) -> Layout:
+        shapes = tuple((each.names, each.experts, each.k) for each in routers)
+        return cls(shapes, tuple(scalars(metrics)), frozenset(metrics))
+
+    @classmethod
+    def of_metrics(cls, metrics: Mapping[str, Any], top_k: int | None, layer_axis: int | None) -> Layout:
+        """The layout of real or abstract metrics; nothing is computed."""
+        found: list[Routers] = []
+        arrays = {key: metrics[key] for key in ROUTER_METRICS if key in metrics}
+        jax.eval_shape(lambda given: found.extend(collect(given, top_k, layer_axis)), arrays)
+        return cls.of(metrics, found)
+
+    @property
+    def groups(self) -> dict[tuple[int, int | None], tuple[str, ...]]:
+        """Names of the layers by (E, k), in the order in which `statistics.measure` returns them."""
+        groups: dict[tuple[int, int | None], tuple[str, ...]] = {}
+        for names, experts, k in self.routers:
+            groups[experts, k] = groups.get((experts, k), ()) + names
+        return groups
+
+    @property
+    def k_known(self) -> bool:
+        """Whether every router tells how many experts a token uses."""
+        return bool(self.routers) and all(k is not None for _, _, k in self.routers)
+
+
+class Vocabulary:
+    """The signals and predicates of one layout.
+
+    Args:
+        layout: of the metrics.
+        signals: of plugins, by name.
+        predicates: of rule files and plugins, by name.
+
+    Attributes:
+        signals: all known ones by name: shipped, of plugins, and the scalars of the step, which win.
+    """
+
+    def __init__(
+        self, layout: Layout, signals: Mapping[str, Signal], predicates: Mapping[str, Predicate]
+    ) -> None:
+        self.layout, self._predicates = layout, predicates
+        own = {name: scalar(name) for name in ("loss", *layout.scalars)}
+        self.signals: dict[str, Signal] = shipped() | dict(signals) | own
+
+    def predicate(self, name: str) -> Predicate:
+        """See `predicates.resolve`."""
+        return resolve(name, self._predicates, self.signals)
+
+    def missing(self, signal: str) -> str:
+        """What to pass so that a signal can be computed, or "" when it can."""
+        if signal not in self.signals:
+            return f"'{signal}'"
+        return self.signals[signal].missing(self.layout.metrics, self.layout.k_known)
+
+    def possible(self) -> list[str]:
+        """All signals that can be computed."""
+        return [name for name in self.signals if not self.missing(name)]
+
+    def choose(self, rules: Sequence[Rule], optional: Sequence[Rule]) -> list[Rule]:
+        """The rules that can be evaluated: all of `rules`, and of `optional` those with their signals.
+
+        Raises:
+            UnknownNameError, MissingSignalError: one of `rules` cannot be. Of `optional` such rules are
+                left out, with one warning that says what to pass.
+        """
+        given = ", ".join(sorted(self.layout.metrics)) or "none"
+        for rule in rules:
+            signal, what = self._gap(rule)
+            if what:
+                raise MissingSignalError(
+                    f"rule '{rule.name}' needs the signal '{signal}', which the metrics of this step do not "
+                    f"give: pass {what}. They are: {given}."
+                )
+        left_out: dict[str, list[str]] = {}
+        kept = list(rules)
+        for rule in optional:
+            try:
+                _, what = self._gap(rule)
+            except UnknownNameError as error:
+                what = f"what is named here ({error})"
+            if what:
+                left_out.setdefault(what, []).append(rule.name)
+            else:
+                kept.append(rule)
+        if left_out:
+            advice = "; ".join(f"pass {what} for {', '.join(names)}" for what, names in left_out.items())
+            log.warning("rules without their signals are left out: %s", advice)
+        return kept
+
+    def _gap(self, rule: Rule) -> tuple[str, str]:
+        """(signal, what to pass) for the first signal of a rule that cannot be computed, else empty."""
+        for name in dict.fromkeys(variables(rule.formula)):
+            try:
+                signal = self.predicate(name).signal
+            except UnknownNameError as error:
+                raise UnknownNameError(f"rule '{rule.name}': {error}") from None
+            if what := self.missing(signal):
+                return signal, what
+        return "", ""
