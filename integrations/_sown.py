@@ -8,7 +8,6 @@ with one entry per call of the module where it was sown.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ Entry = tuple[tuple[Any, ...], Any]  # path, value
 
 
 def probs_by_layer(recorded: Iterable[Entry], name: str) -> dict[str, jax.Array]:
-    """The entries called `name`, layers in natural order (`blocks/2` before `blocks/10`).
+    """The entries called `name`.
 
     Args:
         recorded: pairs of a path and an array [.., tokens, experts] or a tuple of such arrays.
@@ -47,7 +46,7 @@ def probs_by_layer(recorded: Iterable[Entry], name: str) -> dict[str, jax.Array]
             f"Record the router's probabilities as {name!r}, or call this module's "
             "router_probs(intermediates, name=...) and pass its result as the metric `router_probs`."
         )
-    return {layer: layers[layer] for layer in sorted(layers, key=_natural)}
+    return layers
 
 
 def _joined(path: str, value: Any) -> jax.Array:
@@ -73,8 +72,3 @@ def _concatenate(calls: Sequence[jax.Array]) -> jax.Array:
 def _described(value: Any) -> str:
     shape = getattr(value, "shape", None)
     return f"a {type(value).__name__}" if shape is None else f"an array of shape {shape}"
-
-
-def _natural(path: str) -> list[tuple[bool, int, str]]:
-    """Sort key that reads runs of digits as numbers."""
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", path)]

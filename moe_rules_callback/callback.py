@@ -269,8 +269,8 @@ class RuleAuditCallback:
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(metrics)):
             raise MetricsError(
                 "on_step was called inside a function that JAX traces, where it would run once and never "
-                "again. Return the metrics from the step and call on_step in the loop; or carry a state through "
-                "the step, state = audit.update(state, metrics), and call audit.drain(state) in the loop."
+                "again. Return the metrics from the step and call on_step in the loop; or carry a state "
+                "through it, state = audit.update(state, metrics), and call audit.drain(state) in the loop."
             )
         for leaf in jax.tree.leaves(self.audit.select(metrics)):
             sharding = getattr(leaf, "sharding", None)

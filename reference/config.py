@@ -29,7 +29,7 @@ class Config:
     """A run of the reference trainer. Equal configurations on equal machines give equal runs."""
 
     # The run
-    steps: int = setting(1500, "training steps")
+    steps: int = setting(1200, "training steps")
     seed: int = setting(0, "of the weights, the batches and the router noise")
     logdir: str = setting("runs/reference", "where the TensorBoard files, the history and audit.png go")
     rules: str = setting("nano_moe", "a shipped rule book or the path of a TOML rule file")
@@ -57,7 +57,7 @@ class Config:
 
     # The optimisation
     batch: int = setting(16, "sequences a step, over all devices")
-    learning_rate: float = setting(3e-3, "peak of the schedule: linear warm-up, cosine decay to a tenth")
+    learning_rate: float = setting(5e-3, "peak of the schedule: linear warm-up, cosine decay to a tenth")
     warmup: int = setting(100, "steps of warm-up")
     weight_decay: float = setting(0.1, "of AdamW")
     balance_weight: float = setting(0.01, "of the load-balancing loss")

@@ -160,14 +160,13 @@ class GPT(nnx.Module):
     """
 
     def __init__(self, config: Config, rngs: nnx.Rngs, dtype: DTypeLike | None = None):
-        if dtype is None:
-            dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        compute = dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
         init = nnx.initializers.normal(0.02)
         self.tokens = nnx.Embed(VOCABULARY, config.width, embedding_init=init, rngs=rngs)
         self.positions = nnx.Embed(config.context, config.width, embedding_init=init, rngs=rngs)
-        self.blocks = nnx.List([Block(config, rngs, dtype) for _ in range(config.layers)])
-        self.norm = Norm(config.width, dtype=dtype, rngs=rngs)
-        self.head = Linear(config.width, VOCABULARY, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List([Block(config, rngs, compute) for _ in range(config.layers)])
+        self.norm = Norm(config.width, dtype=compute, rngs=rngs)
+        self.head = Linear(config.width, VOCABULARY, dtype=compute, rngs=rngs)
 
     def __call__(self, tokens: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, list[Routing]]:
         _, T = tokens.shape

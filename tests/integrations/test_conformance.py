@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from moe_rules_callback.integrations.optax import audit_transform
 from tiny_moe import (
     LAYERS,
     STEPS,
@@ -33,7 +34,6 @@ from tiny_moe import (
 
 from moe_rules_callback import RuleAuditCallback
 from moe_rules_callback.integrations import flax_linen, flax_nnx
-from moe_rules_callback.integrations import optax as audit_optax
 
 RULES = {
     "unsure": "0.6 :: high_router_entropy & ~high_load_cv",
@@ -126,7 +126,7 @@ def beside(audit, shown):
 
 def inside_optax(audit, shown):
     compute = differentiated(shown.forward)
-    tx = optax.chain(audit_optax.audit_transform(audit, example_metrics(shown)), optax.sgd(0.1))
+    tx = optax.chain(audit_transform(audit, example_metrics(shown)), optax.sgd(0.1))
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params, opt_state, x, target):
@@ -143,7 +143,7 @@ def inside_optax(audit, shown):
 
 def inside_train_state(audit, shown):
     compute = differentiated(shown.forward)
-    tx = optax.chain(audit_optax.audit_transform(audit, example_metrics(shown)), optax.sgd(0.1))
+    tx = optax.chain(audit_transform(audit, example_metrics(shown)), optax.sgd(0.1))
 
     @partial(jax.jit, donate_argnums=0)
     def step(state, x, target):
@@ -174,7 +174,7 @@ def beside_nnx(audit, shown):
 
 def nnx_trainer(audit, shown):
     model = shown.start()
-    tx = optax.chain(audit_optax.audit_transform(audit, example_metrics(shown)), optax.sgd(0.1))
+    tx = optax.chain(audit_transform(audit, example_metrics(shown)), optax.sgd(0.1))
     compute = differentiated(shown.forward, nnx.value_and_grad)
 
     def step(model, optimizer, x, target):

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from moe_rules_callback.integrations.optax import audit_transform
 from recorder import Recorder, find
 
 from moe_rules_callback import Audit
 from moe_rules_callback.errors import MetricsError
-from moe_rules_callback.integrations import optax as audit_optax
 
 PARAMS = {"w": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array(0.3)}
 EXAMPLE = {"loss": jnp.zeros(())}
-AUDIT = audit_optax.audit_transform(Recorder(), EXAMPLE)  # type: ignore[arg-type]
+AUDIT = audit_transform(Recorder(), EXAMPLE)  # type: ignore[arg-type]
 
 
 def loss_fn(params, x):
@@ -55,9 +55,7 @@ def assert_same_bits(a, b):
 
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_leaves_training_as_it_was_to_the_bit(position):
-    audit = audit_optax.audit_transform(
-        Audit(["high_gradient_norm & increasing_weight_norm -> high_loss"]), EXAMPLE
-    )
+    audit = audit_transform(Audit(["high_gradient_norm & increasing_weight_norm -> high_loss"]), EXAMPLE)
     rest = [optax.clip_by_global_norm(0.5), optax.adam(1e-2)]
     bare, _ = train(optax.chain(*rest))
     audited, _ = train(optax.chain(*rest[:position], audit, *rest[position:]))
@@ -122,7 +120,7 @@ def test_inside_apply_if_finite_a_rejected_step_leaves_no_row():
 
 
 def test_abstract_example_metrics():
-    tx = audit_optax.audit_transform(Recorder(), {"loss": jax.ShapeDtypeStruct((), jnp.float32)})  # type: ignore[arg-type]
+    tx = audit_transform(Recorder(), {"loss": jax.ShapeDtypeStruct((), jnp.float32)})  # type: ignore[arg-type]
     assert find(jax.eval_shape(tx.init, PARAMS)).rows.shape == ()
 
 

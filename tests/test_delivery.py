@@ -1,0 +1,189 @@
+"""Rows reach the host in order, each once, whatever the device, the plugins and the trainer do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_rules_callback import delivery
+from moe_rules_callback.delivery import Delivery
+from moe_rules_callback.state import Rows
+
+RING, SOON = 8, 60.0  # rows; seconds that only a failing test waits
+
+
+def state(total: int) -> Any:
+    """What is sent of a state after `total` rows; row i says that its step is 10 i."""
+    step = np.full(RING, -1, np.int32)
+    for row in range(max(0, total - RING), total):
+        step[row % RING] = 10 * row
+    rows = Rows(jnp.array(step), jnp.zeros((RING, 0), jnp.int8), jnp.zeros((RING, 0)))
+    return SimpleNamespace(rows=rows, row=jnp.int32(total))
+
+
+class Receiver:
+    """Keeps (row, step, time) of what is delivered, and can be held up."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.steps: list[int] = []
+        self.times: list[float] = []
+        self.called, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+
+    def unpack(self, rows: Rows, numbers: np.ndarray, times: np.ndarray) -> Any:
+        return numbers, np.asarray(rows.step)[numbers % RING], times
+
+    def receive(self, records: Any) -> None:
+        self.called.set()
+        assert self.go_on.wait(SOON)
+        for kept, new in zip((self.rows, self.steps, self.times), records, strict=True):
+            kept.extend(new.tolist())
+
+
+@pytest.fixture
+def receiver() -> Receiver:
+    return Receiver()
+
+
+@pytest.fixture
+def deliver(receiver: Receiver) -> Iterator[Delivery]:
+    made = Delivery(receiver.unpack, receiver.receive)
+    yield made
+    receiver.go_on.set()
+    assert made.close(SOON)
+
+
+@pytest.fixture
+def tight(monkeypatch: pytest.MonkeyPatch, receiver: Receiver) -> Iterator[Delivery]:
+    """A delivery where one snapshot may wait, whose receiver holds row 0 and does not go on."""
+    monkeypatch.setattr(delivery, "WAITING", 1)
+    made = Delivery(receiver.unpack, receiver.receive)
+    receiver.go_on.clear()
+    made.send(state(1), 1)
+    assert receiver.called.wait(SOON)
+    yield made
+    receiver.go_on.set()
+    assert made.close(SOON)
+
+
+@pytest.mark.parametrize("totals", [[1], [RING], [1, 2, 3], [0, 3, 3, 11, 19, 20], [8, 16, 24], [5, 13, 13, 14]])
+def test_every_row_once_and_in_order(totals, receiver, deliver, caplog):
+    for calls, total in enumerate(totals, 1):
+        deliver.send(state(total), calls)
+    assert deliver.wait(SOON)
+    assert receiver.rows == list(range(totals[-1]))
+    assert receiver.steps == [10 * row for row in receiver.rows]
+    assert caplog.messages == []
+
+
+def test_a_snapshot_outlives_the_state_it_was_taken_from(receiver, deliver):
+    given = state(3)
+    deliver.send(given, 1)
+    for array in (given.row, given.rows.step, given.rows.state, given.rows.values):
+        array.delete()  # as a donation does
+    assert deliver.wait(SOON)
+    assert receiver.steps == [0, 10, 20]
+
+
+def test_times_are_spread_between_snapshots(receiver, monkeypatch):
+    clock = iter([100.0, 104.0, 105.0])
+    monkeypatch.setattr(delivery.time, "time", lambda: next(clock))
+    deliver = Delivery(receiver.unpack, receiver.receive)
+    deliver.send(state(4), 1)
+    deliver.send(state(6), 2)
+    assert deliver.close(SOON)
+    assert receiver.times == [101, 102, 103, 104, 104.5, 105]
+
+
+def test_what_the_ring_lost_is_reported_once(receiver, deliver, caplog):
+    for calls, total in enumerate([4, 20, 21, 60], 1):
+        deliver.send(state(total), calls)
+    assert deliver.wait(SOON)
+    assert receiver.rows == [*range(4), *range(12, 21), *range(52, 60)]
+    assert receiver.steps == [10 * row for row in receiver.rows]
+    assert caplog.messages == [
+        "8 rows were overwritten before they were read: flush more often, or make the sinks faster"
+    ]
+
+
+def test_a_restored_state_brings_what_its_ring_holds(receiver, deliver, caplog):
+    for calls, total in enumerate([5000, 5001, 5003], 1):
+        deliver.send(state(total), calls)
+    assert deliver.wait(SOON)
+    assert receiver.rows == list(range(4992, 5003))
+    assert caplog.messages == [
+        "the state comes with 5000 rows and holds the last 8: the others were overwritten before they were read, "
+        "or belong to the run that it was restored from"
+    ]
+    assert deliver.rows_per_call == 2  # not thousands
+
+
+def test_a_state_that_starts_anew_is_delivered_from_its_start(receiver, deliver, caplog):
+    for calls, total in enumerate([7, 2, 5], 1):
+        deliver.send(state(total), calls)
+    assert deliver.wait(SOON)
+    assert receiver.rows == [*range(7), *range(5)]
+    assert caplog.messages == []
+
+
+def test_rows_per_call_is_learned_from_two_snapshots(deliver):
+    rates = []
+    for calls, total in [(1, 3), (2, 6), (4, 12), (9, 12), (10, 17)]:
+        deliver.send(state(total), calls)
+        assert deliver.wait(SOON)
+        rates.append(deliver.rows_per_call)
+    assert rates == [0, 3, 3, 3, 5]
+
+
+def test_sending_does_not_wait_for_a_slow_receiver(receiver, tight, caplog):
+    for total in range(2, 41):
+        tight.send(state(total), total)
+    assert receiver.rows == []  # it was busy with row 0 all the time
+    assert not tight.wait(0.01)
+    receiver.go_on.set()
+    assert tight.wait(SOON)
+    tight.send(state(41), 41)
+    assert tight.wait(SOON)
+    assert receiver.rows == [0, 1, *range(33, 41)]  # one snapshot waited, and the ring holds 8
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("31 rows were overwritten before they were read")
+
+
+def test_the_last_snapshot_waits_for_a_place(receiver, tight):
+    tight.send(state(2), 2)  # takes the only place
+    threading.Thread(target=receiver.go_on.set).start()
+    tight.send(state(5), 5, patience=SOON)
+    assert tight.wait(SOON)
+    assert receiver.rows == list(range(5))
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_an_exception_on_the_thread_is_reported_and_the_next_rows_come(error, receiver, deliver, caplog, monkeypatch):
+    def unpack(*_: Any) -> None:
+        raise error("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deliver, "_unpack", unpack)
+        deliver.send(state(2), 1)
+        assert deliver.wait(SOON)
+    deliver.send(state(3), 2)
+    assert deliver.wait(SOON)
+    assert receiver.rows == [2]
+    assert caplog.messages == ["rows of the audit could not be delivered; training goes on"]
+    assert "broken" in caplog.text
+
+
+def test_close_delivers_ends_the_thread_and_frees_the_trainer_when_it_cannot(receiver, tight):
+    assert not tight.close(0.01)
+    receiver.go_on.set()
+    tight.send(state(2), 2)
+    assert tight.close(SOON)
+    assert receiver.rows == [0, 1]
+    assert "moe-rules-delivery" not in {thread.name for thread in threading.enumerate()}
