@@ -136,8 +136,9 @@ class Audit:
 
     def select(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """The metrics that the rules and signals read; the others need not enter a jitted function."""
+        metrics = _checked(metrics)
         if "*" in (needed := self.plan.metrics):
-            return dict(metrics)
+            return metrics
         return {key: value for key, value in metrics.items() if key in needed or key == "intermediates"}
 
     def records(self, rows: Rows, numbers: np.ndarray, wall_time: np.ndarray) -> Records:
@@ -166,12 +167,7 @@ class Audit:
 
     def _adapted(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Metrics with a trainer's own object replaced by the probabilities that an adapter finds in it."""
-        if not isinstance(metrics, Mapping):
-            raise MetricsError(
-                f"the metrics are a {type(metrics).__name__}; expected a mapping such as "
-                f"{{'loss': loss, 'router_probs': probs}}. Does the step return them, and in this place?"
-            )
-        metrics = dict(metrics)
+        metrics = _checked(metrics)
         source = metrics.pop("intermediates", None)
         probs = metrics.get("router_probs")
         if probs is not None and not isinstance(probs, Mapping | Sequence) and not hasattr(probs, "shape"):
@@ -192,3 +188,12 @@ class Audit:
                 f"the metrics of this step lack {', '.join(sorted(absent))}, which init was shown. "
                 f"Pass every metric at every step; float('nan') stands for a scalar that has no value now."
             )
+
+
+def _checked(metrics: Any) -> dict[str, Any]:
+    if not isinstance(metrics, Mapping):
+        raise MetricsError(
+            f"the metrics are a {type(metrics).__name__}; expected a mapping such as "
+            f"{{'loss': loss, 'router_probs': probs}}. Does the step return them, and in this place?"
+        )
+    return dict(metrics)

@@ -174,7 +174,7 @@ class RuleAuditCallback:
 
     @property
     def history(self) -> xr.Dataset:
-        """All rows so far. Waits until they are written.
+        """All rows so far. Waits until they are written; in `on_records` and `on_alert`, those that are.
 
         Raises:
             HistoryError: no step has been taken, or this process is not the one that writes.
@@ -183,7 +183,7 @@ class RuleAuditCallback:
             raise HistoryError("there is no history yet: no step has been taken.")
         if jax.process_index():
             raise HistoryError("only process 0 writes the history; read it there, or open its logdir.")
-        if not self._closed:
+        if not (self._closed or self._on_delivery_thread):
             self.flush()
         if isinstance(self._store, MemorySink):
             return self._store.dataset(self._run)
@@ -241,11 +241,15 @@ class RuleAuditCallback:
         if self._closed:
             raise HistoryError("this callback is closed: make a new one for another run.")
 
+    @property
+    def _on_delivery_thread(self) -> bool:
+        return self._delivery is not None and self._delivery.is_current
+
     def _check_thread(self) -> None:
-        if self._delivery is not None and self._delivery.is_current:
+        if self._on_delivery_thread:
             raise HistoryError(
-                "flush, close and history wait until on_records and on_alert have returned, so a plugin "
-                "cannot call them there. Keep the records that on_records gets, or set a flag for the loop."
+                "flush and close wait until on_records and on_alert have returned, so a plugin cannot call "
+                "them there. To stop training, set a flag that the loop looks at."
             )
 
     def _begin(self) -> None:

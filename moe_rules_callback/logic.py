@@ -3,11 +3,12 @@
 A truth interval is the last axis of an array: x[..., 0] is its lower, x[..., 1] its upper bound. Every
 connective, with its weights, is one clamped affine map
 
-    clamp(bias + sum_i coefficient_i * x_i, 0, 1)
+    clamp(bias + sum_i coefficient_i * (x_i - corner_i), 0, 1)
 
 taken bound by bound: an operand with a positive coefficient gives its own bound, one with a negative
 coefficient (it is negated) its opposite bound. That is what makes a hundred rules as cheap as one:
-`program` stacks the coefficients of all rules and evaluates them together.
+`program` stacks the coefficients of all rules and evaluates them together. The corner, of zeros and ones,
+is where the bias alone is the value, so that classical truth is exact whatever the weights.
 
     a = jnp.array([0.9, 0.95]); b = jnp.array([0.2, 0.3])
     conjunction(a, negation(b))          # [0.6, 0.75]
@@ -25,45 +26,45 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-Coefficients = tuple[float, tuple[float, ...]]
-
-
-def coefficients(kind: str, weights: Sequence[float]) -> Coefficients:
-    """Bias and coefficients of a connective: "not", "and", "or", "nand", "nor" or "implies".
+def coefficients(
+    kind: str, weights: Sequence[float]
+) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
+    """Bias, coefficients and corner of "not", "and", "or", "nand", "nor" or "implies".
 
     With beta = 1, section 3 of Riegel et al.: and is 1 - sum w_i (1 - x_i), or is sum w_i x_i.
     """
     w = tuple(float(weight) for weight in weights)
+    zeros, ones = (0.0,) * len(w), (1.0,) * len(w)
     match kind:
         case "not":
-            return 1.0, (-1.0,)
+            return 1.0, (-1.0,), zeros
         case "and":
-            return 1.0 - sum(w), w
+            return 1.0, w, ones
         case "or":
-            return 0.0, w
+            return 0.0, w, zeros
         case "nand":  # 1 - and, with the clamp taken through
-            return sum(w), tuple(-x for x in w)
+            return 0.0, tuple(-x for x in w), ones
         case "nor":
-            return 1.0, tuple(-x for x in w)
+            return 1.0, tuple(-x for x in w), zeros
         case "implies":  # (~a) | b
-            return w[0], (-w[0], w[1])
+            return 0.0, (-w[0], w[1]), (1.0, 0.0)
     raise ValueError(f"no connective is called {kind!r}")
 
 
-def affine(bias: ArrayLike, coefficient: ArrayLike, x: jax.Array) -> jax.Array:
-    """clamp(bias + sum_i coefficient_i x_i) of intervals x [..., i, 2], bound by bound.
+def affine(bias: ArrayLike, coefficient: ArrayLike, corner: ArrayLike, x: jax.Array) -> jax.Array:
+    """clamp(bias + sum_i coefficient_i (x_i - corner_i)) of intervals x [..., i, 2], bound by bound.
 
-    `bias` [...] and `coefficient` [..., i] broadcast against x without its last one and two axes.
+    `bias` [...], `coefficient` and `corner` [..., i] broadcast against x without its last one and two axes.
     """
-    own = jnp.maximum(coefficient, 0)[..., None] * x
-    opposite = jnp.minimum(coefficient, 0)[..., None] * x[..., ::-1]
+    own = jnp.maximum(coefficient, 0)[..., None] * (x - jnp.asarray(corner)[..., None])
+    opposite = jnp.minimum(coefficient, 0)[..., None] * (x[..., ::-1] - jnp.asarray(corner)[..., None])
     return jnp.clip(jnp.asarray(bias)[..., None] + (own + opposite).sum(-2), 0, 1)
 
 
 def _connect(kind: str, operands: Sequence[ArrayLike], weights: Sequence[float] | None) -> jax.Array:
     x = jnp.stack(jnp.broadcast_arrays(*map(jnp.asarray, operands)), axis=-2)
-    bias, coefficient = coefficients(kind, weights or (1.0,) * len(operands))
-    return affine(bias, np.array(coefficient, np.float32), x)
+    bias, *rows = coefficients(kind, weights or (1.0,) * len(operands))
+    return affine(bias, *np.array(rows, np.float32), x)
 
 
 def negation(a: ArrayLike) -> jax.Array:

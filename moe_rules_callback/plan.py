@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -117,7 +118,7 @@ class Plan:
         source = signals[signals[name].needs[0]] if signals[name].source == "window" else signals[name]
         return SignalInfo(name, signals[name].long_name, signals[name].units, source.source == "statistics")
 
-    @property
+    @cached_property
     def metrics(self) -> frozenset[str]:
         """Keys of the metrics that are read; "*" stands for all of them."""
         signals = [self._vocabulary.signals[name] for name in self._base]

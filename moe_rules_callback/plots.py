@@ -52,6 +52,7 @@ def plot_audit(
         HistoryError: the history has no rows.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if history.sizes["step"] == 0:
         raise HistoryError(
@@ -61,16 +62,16 @@ def plot_audit(
     if history.sizes["step"] == 1:  # a point has no line: draw it one step wide
         step = history["step"].item() + np.array([-0.5, 0.5])
         history = history.isel(step=[0, 0]).assign_coords(step=step)
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
     loss = history["loss"].values.astype(float)
     if np.isfinite(loss).any():
-        figure = Figure(figsize=(10, 6.2), layout="constrained")
+        figure = Figure(figsize=(10, 6.2), layout=layout)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
         _draw_loss(above, history["step"].values, loss, smooth_loss)
     else:
-        figure = Figure(figsize=(10, 4.4), layout="constrained")
+        figure = Figure(figsize=(10, 4.4), layout=layout)
         below = figure.subplots()
     _draw_rules(below, history, smooth_rules)
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure

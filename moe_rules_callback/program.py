@@ -12,7 +12,7 @@ into one growing array [nodes, layers, 2]. So a hundred rules compile and run ab
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ class _Stage:
 class _Affine(_Stage):
     bias: np.ndarray
     coefficient: np.ndarray
+    corner: np.ndarray
 
 
 @dataclass
@@ -120,7 +121,7 @@ class Program:
             match stage:
                 case _Affine():
                     x = jnp.moveaxis(operands, 1, 2)
-                    truth = logic.affine(stage.bias[:, None], stage.coefficient[:, None, :], x)
+                    truth = logic.affine(stage.bias[:, None], stage.coefficient[:, None], stage.corner[:, None], x)
                 case _Pair():
                     truth = stage.connect(operands[:, 0], operands[:, 1])
                 case _Gate():
@@ -157,16 +158,14 @@ class Program:
 
     def _affine(self, nodes: list[Not | Connective], operands: np.ndarray, members: np.ndarray) -> _Stage:
         bias = np.empty(len(nodes), np.float32)
-        coefficient = np.zeros(operands.shape, np.float32)
+        coefficient, corner = np.zeros((2, *operands.shape), np.float32)
         for i, node in enumerate(nodes):
             kind, weights = ("not", (1.0,)) if isinstance(node, Not) else (node.kind, node.weights)
-            total, row = logic.coefficients(kind, weights)
-            # A negated operand is the operand with the opposite sign: c (1 - x) = c - c x.
-            signs = [-1.0 if isinstance(child, Not) else 1.0 for child in children(node)]
-            total += sum(c for c, sign in zip(row, signs, strict=True) if sign < 0)
-            bias[i] = total
-            coefficient[i, : len(row)] = [c * s for c, s in zip(row, signs, strict=True)]
-        return _Affine(operands, members, bias, coefficient)
+            bias[i], *rows = logic.coefficients(kind, weights)
+            for j, (child, c, at) in enumerate(zip(children(node), *rows, strict=True)):
+                # A negated operand is the operand from the other corner: c ((1 - x) - at) = -c (x - (1 - at)).
+                coefficient[i, j], corner[i, j] = (-c, 1 - at) if isinstance(child, Not) else (c, at)
+        return _Affine(operands, members, bias, coefficient, corner)
 
     def _pair(self, nodes: list[Connective], operands: np.ndarray, members: np.ndarray) -> _Stage:
         return _Pair(operands, members, _PAIRS[nodes[0].kind])

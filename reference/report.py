@@ -43,9 +43,9 @@ def introduction(config: Config, corpus: Corpus, parameters: int) -> str:
     )
 
 
-def progress(step: int, scalars: Mapping[str, jax.Array], verdicts: Verdicts | None) -> str:
+def progress(step: int, loss: jax.Array, validation_loss: jax.Array, verdicts: Verdicts | None) -> str:
     """One line about a step; waits until it is done."""
-    line = f"step {step:5}  loss {scalars['loss']:.3f}  validation {scalars['validation_loss']:.3f}"
+    line = f"step {step:5}  loss {loss:.3f}  validation {validation_loss:.3f}"
     return f"{line}  {verdicts}" if verdicts else line
 
 

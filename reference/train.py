@@ -192,18 +192,15 @@ def train(config: Config, say: Callable[[str], object] = print) -> Result:
     parameters = sum(array.size for array in jax.tree.leaves(nnx.merge(graphdef, state["learner"])[0]))
     say(report.introduction(config, corpus, parameters))
 
-    audit, verdicts = None, report.Verdicts()
+    audit = verdicts = None
     if config.audit:  # AUDIT: it is made, and shown the shapes of the metrics
+        verdicts, settings = report.Verdicts(), dataclasses.asdict(config)
         audit = RuleAuditCallback(
-            config.rules,
-            logdir=config.logdir,
-            signals=SCALARS,
-            plugins=[verdicts],
-            config=dataclasses.asdict(config),
+            config.rules, logdir=config.logdir, signals=SCALARS, plugins=[verdicts], config=settings
         )
         look = functools.partial(learn, graphdef=graphdef, config=config, domains=domains)
         _, metrics = jax.eval_shape(look, state, *held_out[0])
-        state["audit"] = jax.device_put(audit.init(metrics), everywhere)
+        state["audit"] = jax.jit(lambda: audit.init(metrics), out_shardings=everywhere)()
 
     step = jax.jit(make_step(graphdef, config, domains, audit), donate_argnums=0, out_shardings=everywhere)
     evaluation = jax.jit(make_evaluation(graphdef, config, domains), out_shardings=everywhere)
@@ -213,23 +210,23 @@ def train(config: Config, say: Callable[[str], object] = print) -> Result:
         losses, tables = zip(*measured, strict=True)
         return jnp.stack(losses).mean(), jnp.stack(tables).sum(axis=0)
 
-    losses, validation, scalars, started = [], {}, {}, time.perf_counter()
+    started = time.perf_counter()
+    state["validation_loss"], tables = validate()
+    losses, scalars, validation = [], {}, {0: float(state["validation_loss"])}
     with audit or nullcontext():
         for i in (bar := tqdm(range(config.steps), unit="step", disable=None)):
-            if i % config.eval_every == 0:
-                state["validation_loss"], _ = validate()
-                validation[i] = float(state["validation_loss"])
             state, scalars = step(state, *draw())
             if audit:
                 audit.drain(state)  # AUDIT: finished rows go to the host, which waits for nothing
             losses.append(scalars["loss"])
             if i >= AHEAD:
                 losses[i - AHEAD] = float(losses[i - AHEAD])  # the host runs ahead, but not far
+            if (i + 1) % config.eval_every == 0 or i + 1 == config.steps:
+                state["validation_loss"], tables = validate()
+                validation[i + 1] = float(state["validation_loss"])
             if (i + 1) % config.log_every == 0:
                 with bar.external_write_mode():
-                    say(report.progress(i + 1, scalars, verdicts if audit else None))
-    last, tables = validate()
-    validation[config.steps] = float(last)
+                    say(report.progress(i + 1, scalars["loss"], state["validation_loss"], verdicts))
     seconds = time.perf_counter() - started
 
     unigram, bigram = figures.text_entropy(corpus.validation)
@@ -243,16 +240,12 @@ def train(config: Config, say: Callable[[str], object] = print) -> Result:
     }
     say(report.conclusion(numbers, config, domains))
     history = None
-    if audit and jax.process_index() == 0:
-        history = newest_history(config)
-        plot_audit(audit.history, history.with_suffix(".png"))
-        say(f"wrote {history}, {history.with_suffix('.png')}; tensorboard --logdir {config.logdir}")
+    if audit and jax.process_index() == 0:  # an earlier run may have left other stores in the directory
+        history = max(Path(config.logdir).glob("audit*.zarr"), key=lambda store: store.stat().st_mtime)
+        picture = history.with_suffix(".png")
+        plot_audit(audit.history, picture)
+        say(f"wrote {history} and {picture}; to see more: tensorboard --logdir {config.logdir}")
     return Result(np.array(losses, np.float32), validation, numbers, history)
-
-
-def newest_history(config: Config) -> Path:
-    """The store of the run that has just ended; an earlier run may have left others beside it."""
-    return max(Path(config.logdir).glob("audit*.zarr"), key=lambda store: store.stat().st_mtime)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A plugin that keeps what it is told, and one rule whose truth a test can set: `hot` is TRUE at x = 1."""
+"""A plugin that keeps what it is told, and one rule whose truth a test can set: `hot` is TRUE at x = -1, FALSE from 0 on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from moe_rules_callback import Alert, Predicate, Records, Rule, Rulebook, Run, h
 from moe_rules_callback.formula import Var
 
 HOT = Rule("hot", Var("is_hot"), text="is_hot", kind="risk")
-RULES = Rulebook("test", (HOT,), {"is_hot": Predicate("x", "high", 0.5)})
+RULES = Rulebook("test", (HOT,), {"is_hot": Predicate("x", "low", -0.5)})
 
 
 class Collector:

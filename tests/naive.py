@@ -8,18 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_rules_callback.formula import (
-    After,
-    Always,
-    Connective,
-    Formula,
-    Not,
-    Once,
-    Previously,
-    Since,
-    Var,
-    variables,
-)
+from moe_rules_callback.formula import After, Always, Connective, Formula, Not, Once  # isort: skip
+from moe_rules_callback.formula import Previously, Since, Var, variables  # isort: skip
 
 Interval = tuple[float, float]
 Row = Mapping[str, Interval | None]  # None: the metric under the predicate was not finite

@@ -73,7 +73,9 @@ def tight(monkeypatch: pytest.MonkeyPatch, receiver: Receiver) -> Iterator[Deliv
     assert made.close(SOON)
 
 
-@pytest.mark.parametrize("totals", [[1], [RING], [1, 2, 3], [0, 3, 3, 11, 19, 20], [8, 16, 24], [5, 13, 13, 14]])
+@pytest.mark.parametrize(
+    "totals", [[1], [RING], [1, 2, 3], [0, 3, 3, 11, 19, 20], [8, 16, 24], [5, 13, 13, 14]]
+)
 def test_every_row_once_and_in_order(totals, receiver, deliver, caplog):
     for calls, total in enumerate(totals, 1):
         deliver.send(state(total), calls)
@@ -165,7 +167,9 @@ def test_the_last_snapshot_waits_for_a_place(receiver, tight):
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
-def test_an_exception_on_the_thread_is_reported_and_the_next_rows_come(error, receiver, deliver, caplog, monkeypatch):
+def test_an_exception_on_the_thread_is_reported_and_the_next_rows_come(
+    error, receiver, deliver, caplog, monkeypatch
+):
     def unpack(*_: Any) -> None:
         raise error("broken")
 

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import fake_records as fake
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 from moe_rules_callback.errors import HistoryError
 from moe_rules_callback.history import records_to_dataset
 from moe_rules_callback.plots import BINS, LEGEND_RULES, TUTORIAL, plot_audit
 
 
-def drawn(figure, panel=-1):
+def drawn(figure: Figure, panel: int = -1) -> dict[Any, np.ndarray]:
     """The lines of a panel by their colour, as arrays [points, 2]."""
-    return {line.get_color(): line.get_xydata() for line in figure.axes[panel].lines}
+    return {line.get_color(): np.asarray(line.get_xydata()) for line in figure.axes[panel].lines}
+
+
+def bands(figure: Figure) -> list[np.ndarray]:
+    """Outlines of the bands in the lower panel, each [points, 2]."""
+    collections = figure.axes[-1].collections
+    return [np.asarray(path.vertices) for band in collections for path in band.get_paths()]
+
+
+def legend_of(figure: Figure) -> Legend:
+    legend = figure.axes[-1].get_legend()
+    assert legend is not None
+    return legend
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +55,8 @@ def test_lines_are_rolling_means_of_the_upper_bound_and_the_loss(history):
 
 def test_bands_reach_down_to_the_lower_bound(history):
     figure = plot_audit(history, smooth_rules=1)
-    for index, band in enumerate(figure.axes[-1].collections):
-        vertices = band.get_paths()[0].vertices
-        for bound, extreme in (("lower", vertices[:, 1].min()), ("upper", vertices[:, 1].max())):
+    for index, band in enumerate(bands(figure)):
+        for bound, extreme in (("lower", band[:, 1].min()), ("upper", band[:, 1].max())):
             values = history.truth.isel(rule=index).sel(bound=bound)
             want = values.min() if bound == "lower" else values.max()
             assert extreme == pytest.approx(float(want), abs=1e-6)
@@ -51,11 +66,11 @@ def test_panels_share_the_step_axis_and_the_tutorials_frame(history):
     above, below = plot_audit(history).axes
     assert above.get_xlim() == below.get_xlim()
     assert below.get_ylim() == (-0.05, 1.05)
-    assert len({line.get_linestyle() + str(line.get_color()) for line in below.lines}) == 6
+    assert len({(line.get_linestyle(), line.get_color()) for line in below.lines}) == 6
 
 
 def test_legend_lists_rules_as_their_lines_end(history):
-    legend = plot_audit(history, smooth_rules=1).axes[-1].get_legend()
+    legend = legend_of(plot_audit(history, smooth_rules=1))
     last = history.truth.sel(bound="upper").isel(step=-1)
     want = last.rule.values[np.argsort(-last.values)].tolist()
     assert [text.get_text() for text in legend.get_texts()] == want
@@ -76,8 +91,7 @@ def test_a_long_run_is_thinned_without_hiding_a_spike():
     history["truth"][3_210] = 1.0
     figure = plot_audit(history, smooth_rules=1)
     assert all(len(line) <= BINS for line in drawn(figure).values())
-    bands = [path for band in figure.axes[-1].collections for path in band.get_paths()]
-    assert max(band.vertices[:, 1].max() for band in bands) == 1.0
+    assert max(band[:, 1].max() for band in bands(figure)) == 1.0
 
 
 def test_thinning_by_step_keeps_the_mean():
@@ -102,7 +116,7 @@ def test_a_hundred_rules_fit_their_legend(tmp_path):
     history = records_to_dataset(fake.make_records(20, fake.make_schema(rules=fake.many_rules(100))))
     figure = plot_audit(history, tmp_path / "crowd.png")
     below = figure.axes[-1]
-    legend = below.get_legend()
+    legend = legend_of(figure)
     assert len(below.lines) == 100
     assert len(legend.get_texts()) == LEGEND_RULES
     assert legend.get_title().get_text() == "18 of 100 rules"
@@ -134,8 +148,6 @@ def test_no_rows_is_an_error_that_says_when_they_come(history):
 
 
 def test_pyplot_is_left_alone():
-    import subprocess
-
     code = (
         "import sys, fake_records as fake\n"
         "from moe_rules_callback.history import records_to_dataset\n"

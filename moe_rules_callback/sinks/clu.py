@@ -26,7 +26,7 @@ import numpy as np
 from ..hookspecs import hookimpl
 from ..records import Records, Run
 from .scalars import ScalarTable, Thin, describe_rules
-from .tensorboard import EventFile
+from .tensorboard import EventFile, proto
 
 logger = logging.getLogger("moe_rules_callback")
 
@@ -95,8 +95,7 @@ class TensorBoardXWriter:
 
     def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
         """[N, T, C], floats in [-1, 1]; stored as 16-bit WAV."""
-        from tensorboardX.proto.summary_pb2 import Summary
-
+        Summary = proto("summary").Summary
         for tag, audio in _each(audios, dims=2):
             clip = Summary.Audio(
                 sample_rate=sample_rate,
@@ -166,13 +165,13 @@ class TensorBoardXWriter:
             values: arrays by tag; text as arrays of str or bytes.
             metadata: `SummaryMetadata` by tag, as a proto of any TensorBoard package or its bytes.
         """
-        from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
-
+        protos = proto("summary")
         for tag, value in values.items():
             told = (metadata or {}).get(tag, b"")
             told = told if isinstance(told, bytes) else told.SerializeToString()
-            entry = Summary.Value(tag=tag, tensor=_tensor(value), metadata=SummaryMetadata.FromString(told))
-            self._write(step, Summary(value=[entry]))
+            known = protos.SummaryMetadata.FromString(told)
+            entry = protos.Summary.Value(tag=tag, tensor=_tensor(value), metadata=known)
+            self._write(step, protos.Summary(value=[entry]))
 
     def flush(self) -> None:
         """Until the disk has everything."""
@@ -206,9 +205,7 @@ def _wav(audio: np.ndarray, sample_rate: int) -> bytes:
 
 
 def _tensor(value: Any) -> Any:
-    from tensorboardX.proto.tensor_pb2 import TensorProto
-    from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
-
+    TensorProto, TensorShapeProto = proto("tensor").TensorProto, proto("tensor_shape").TensorShapeProto
     array = np.asarray(value)
     shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in array.shape])
     if array.dtype.kind in "USO":

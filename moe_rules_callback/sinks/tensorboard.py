@@ -15,6 +15,7 @@ import logging
 import os
 import uuid
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ from .scalars import ScalarTable, Thin, describe_rules
 SUFFIX = ".moe_rules"
 
 logger = logging.getLogger("moe_rules_callback")
+
+
+def proto(name: str) -> Any:
+    """tensorboardX.proto.<name>_pb2, whose classes are made when it is first imported."""
+    return import_module(f"tensorboardX.proto.{name}_pb2")
 
 
 class EventFile:
@@ -43,14 +49,12 @@ class EventFile:
 
     def event(self, step: int, wall_time: float, **content: Any) -> None:
         """Writes one `Event` proto; `content` is its `summary` or `session_log`."""
-        from tensorboardX.proto.event_pb2 import Event
-
-        self._writer.write_event(Event(step=step, wall_time=wall_time, **content))
+        event = proto("event").Event(step=step, wall_time=wall_time, **content)
+        self._writer.write_event(event)
 
     def scalars(self, step: int, wall_time: float, scalars: Iterable[tuple[str, float]]) -> None:
         """Writes scalars as one event: a twentieth of the cost of an event each."""
-        from tensorboardX.proto.summary_pb2 import Summary
-
+        Summary = proto("summary").Summary
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars]
         self.event(step, wall_time, summary=Summary(value=values))
 
@@ -107,11 +111,11 @@ class TensorBoardSink:
 
     def _begin(self, records: Records) -> None:
         from tensorboardX import summary
-        from tensorboardX.proto.event_pb2 import SessionLog
 
         step, wall_time = int(records.step[0]), float(records.wall_time[0])
         if self._resume:  # TensorBoard forgets the steps from here on that an earlier file holds
-            self._file.event(step, wall_time, session_log=SessionLog(status=SessionLog.START))
+            session_log = proto("event").SessionLog
+            self._file.event(step, wall_time, session_log=session_log(status=session_log.START))
         bands = {rule: ["Margin", list(tags)] for rule, tags in self._table.bands.items()}
         self._file.event(step, wall_time, summary=summary.custom_scalars({"rules": bands}))
         self._file.event(step, wall_time, summary=summary.text("rules", describe_rules(records.schema)))

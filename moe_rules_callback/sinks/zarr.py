@@ -19,7 +19,7 @@ import logging
 import re
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -122,7 +122,7 @@ class ZarrSink:
     def _rewind(self, first: int) -> None:
         """Unwrites the rows from step `first` on, last chunk first: what is left is always a prefix."""
         step = self._arrays["step"]
-        late = cast(np.ndarray, step[: self._rows]) >= first
+        late = np.asarray(step[: self._rows]) >= first
         if not late.any():
             return
         keep = int(late.argmax())
@@ -149,7 +149,7 @@ def written_rows(store: Path) -> int:
             f"{store} is not a history of moe_rules_callback: it has no array `step`. open_history reads "
             "what ZarrSink wrote; other zarr stores open with xarray.open_zarr."
         )
-    unwritten = cast(np.ndarray, step[:]) < 0
+    unwritten = np.asarray(step[:]) < 0
     return int(unwritten.argmax()) if unwritten.any() else len(unwritten)
 
 
@@ -226,7 +226,7 @@ def _misfit(store: Path, schema: Schema) -> str:
             if old[name][what] != new[name][what]:
                 return f"the {what} of rule {name!r} was {old[name][what]!r} and is {new[name][what]!r}"
     for name, values in coordinates(schema).items():
-        before = arrays[name][:].tolist() if name in arrays else []
+        before = np.asarray(arrays[name][:]).tolist() if name in arrays else []
         if before != values.tolist():
             return f"the {name}s were {_few(before)} and are {_few(values.tolist())}"
     return "" if bool(schema.experts) == ("expert" in arrays) else "experts were recorded and are not"
