@@ -12,6 +12,7 @@ import numpy as np
 
 from .formula import Rule
 from .records import Records, Schema, State
+from .syntax_hints import blank_comments
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,10 @@ class Alert:
         verdict = "is TRUE" if rule.kind == "risk" else "is FALSE"
         why = " ".join(filter(None, (rule.description, rule.cause and f"Likely cause: {rule.cause}")))
         where = f"since step {self.step} in layer '{self.layer}'"
+        text = " ".join(blank_comments(rule.text).split()) or rule.formula
         lines = [
             f"{rule.name} {verdict} {where} [{lower:.2f}, {upper:.2f}]",
-            f"  Why:  {rule.text or rule.formula}" + (f". {why}" if why else ""),
+            f"  Why:  {text}" + (f". {why}" if why else ""),
         ]
         if rule.next_step:
             lines.append(f"  Next: {rule.next_step}")

@@ -138,7 +138,7 @@ class Audit:
         """The metrics that the rules and signals read; the others need not enter a jitted function."""
         metrics = _checked(metrics)
         if "*" in (needed := self.plan.metrics):
-            return metrics
+            return {key: value for key, value in metrics.items() if not isinstance(value, str)}
         return {key: value for key, value in metrics.items() if key in needed or key == "intermediates"}
 
     def records(self, rows: Rows, numbers: np.ndarray, wall_time: np.ndarray) -> Records:

@@ -20,12 +20,13 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from .alerts import Watch
 from .audit import Audit
@@ -87,7 +88,7 @@ class RuleAuditCallback:
         self._logdir = None if logdir is None else Path(logdir)
         if sinks is None:
             sinks = ("zarr", "tensorboard") if logdir is not None else ()
-        made = [make_sink(sink) for sink in sinks]
+        made = [make_sink(sink) for sink in ([sinks] if isinstance(sinks, str) else sinks)]
         # The history is read back from a zarr sink if there is one, so that memory does not grow.
         self._store: Any = next((sink for sink in made if _is_store(sink)), None) or MemorySink()
         if self._store not in made:
@@ -125,7 +126,7 @@ class RuleAuditCallback:
         """
         self._check_open()
         if self._update is None:
-            self._latest = self._place(self.audit.init(metrics), metrics)
+            self._update, self._latest = self._place(self.audit.init(metrics), metrics)
             self._shown = set(metrics)
             self._begin()
         self._latest = self._update(self._latest, self._complete(metrics), step)
@@ -267,10 +268,12 @@ class RuleAuditCallback:
 
         self._delivery = Delivery(self.audit.records, receive)
 
-    def _place(self, state: AuditState, metrics: Mapping[str, Any]) -> AuditState:
-        """The state where the metrics are: replicated over their mesh when they are sharded."""
+    def _place(
+        self, state: AuditState, metrics: Mapping[str, Any]
+    ) -> tuple[Callable[..., AuditState], AuditState]:
+        """A jitted update, and the state where the metrics are: replicated over their mesh when sharded."""
         replicated = None
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(metrics)):
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(metrics)):
             raise MetricsError(
                 "on_step was called inside a function that JAX traces, where it would run once and never "
                 "again. Return the metrics from the step and call on_step in the loop; or carry a state "
@@ -281,8 +284,8 @@ class RuleAuditCallback:
             if isinstance(sharding, jax.sharding.NamedSharding) and len(sharding.device_set) > 1:
                 replicated = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
                 break
-        self._update = jax.jit(self.audit.update, donate_argnums=0, out_shardings=replicated)
-        return state if replicated is None else jax.device_put(state, replicated)
+        update = jax.jit(self.audit.update, donate_argnums=0, out_shardings=replicated)
+        return update, state if replicated is None else jax.device_put(state, replicated)
 
     def _complete(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """What the rules read; a scalar that this step does not have is NaN."""

@@ -6,6 +6,7 @@ queue. This thread waits for it, unpacks the rows it has not seen, and calls the
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -94,8 +95,10 @@ class Delivery:
 
     def close(self, seconds: float) -> bool:
         """Deliver what was sent and end the thread; False when that took too long."""
-        if done := self.wait(seconds):
-            self._queue.put(None)
+        done = self.wait(seconds)
+        with contextlib.suppress(queue.Full):  # full only if a sink hangs; then the daemon is left to itself
+            self._queue.put_nowait(None)
+        if done:
             self._thread.join(seconds)
         return done
 

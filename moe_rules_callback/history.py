@@ -83,8 +83,8 @@ def open_history(path: str | Path) -> xr.Dataset:
         store = found[-1]
     rows = written_rows(store)
     dataset = _open_zarr(store, rows)
-    # zarr gives NumPy's StringDType, which pandas and netCDF do not know
-    text = [name for name in dataset.coords if dataset[name].dtype.kind == "T"]
+    # Text comes as StringDType, from an older xarray as objects; netCDF and the rows in memory know neither.
+    text = [name for name in dataset.coords if dataset[name].dtype.kind in "OT"]
     return dataset.assign_coords({name: np.array(dataset[name].values.tolist(), np.str_) for name in text})
 
 

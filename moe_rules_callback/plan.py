@@ -192,7 +192,11 @@ class Plan:
                 pooled = parts[0][-1:] if len(parts) == 1 else jnp.full(1, jnp.nan)
                 row = jnp.concatenate([*(part[:-1] for part in parts), pooled])
             else:
-                value = jnp.asarray(signal.compute(metrics), jnp.float32)
+                try:
+                    value = jnp.asarray(signal.compute(metrics), jnp.float32)
+                except Exception as error:
+                    error.add_note(f"This was raised by the signal '{name}', given {', '.join(metrics)}.")
+                    raise
                 if value.shape:
                     raise MetricsError(
                         f"the signal '{name}' has shape {value.shape}; a signal is a single number. "

@@ -46,7 +46,7 @@ def plot_audit(
     Args:
         history: as `open_history` gives it.
         path: where to save, in the format of the suffix (150 dots per inch); None: nowhere.
-        smooth_loss, smooth_rules: rows of the rolling means, at most a fifth of the run.
+        smooth_loss, smooth_rules: rows of the rolling means, at most a tenth of the run.
 
     Raises:
         HistoryError: the history has no rows.
@@ -83,15 +83,15 @@ def _draw_loss(axes: Axes, step: np.ndarray, loss: np.ndarray, smooth: int) -> N
     axes.fill_between(at, lowest, highest, color=LOSS_COLOUR, alpha=0.25, linewidth=0.7)
     at, _, mean, _ = _bins(step, smoothed)
     axes.plot(at, mean, color=LOSS_COLOUR, linewidth=1.6)
-    _style(axes, "Loss", f"pale: every row, line: {note}")
+    _style(axes, "Loss", note if smoothed is loss else f"pale: every row, line: {note}")
 
 
 def _draw_rules(axes: Axes, history: xr.Dataset, smooth: int) -> None:
     rules, step = history["rule"].values.tolist(), history["step"].values
+    truths = history["truth"].transpose("rule", "step", "bound").values.astype(float)  # read once
     crowded = len(rules) > 12
     last, lines, note = {}, {}, ""
-    for rule, (colour, dashes) in zip(rules, _looks(rules), strict=True):
-        truth = history["truth"].sel(rule=rule).values.astype(float)
+    for rule, truth, (colour, dashes) in zip(rules, truths, _looks(rules), strict=True):
         lower, _ = _rolling_mean(truth[:, 0], smooth)
         upper, note = _rolling_mean(truth[:, 1], smooth)
         at, lowest, _, _ = _bins(step, lower)
@@ -145,17 +145,18 @@ def _style(axes: Axes, title: str, note: str) -> None:
 
 
 def _rolling_mean(values: np.ndarray, rows: int) -> tuple[np.ndarray, str]:
-    """Mean of the finite values among the last `rows`, at most a fifth of all, and a note that says so.
+    """Mean of the finite values among the last `rows`, at most a tenth of all, and a note that says so.
 
     NaN stays where a value is not finite.
     """
-    window = max(1, min(rows, len(values) // 5))
+    window = min(rows, len(values) // 10)
+    if window < 2:
+        return values, "every row"
     finite = np.isfinite(values)
     sums, counts = np.cumsum(np.where(finite, values, 0.0)), np.cumsum(finite)
     sums[window:] -= sums[:-window].copy()
     counts[window:] -= counts[:-window].copy()
-    note = f"rolling mean of {window} rows" if window > 1 else "every row"
-    return np.where(finite, sums / np.maximum(counts, 1), np.nan), note
+    return np.where(finite, sums / np.maximum(counts, 1), np.nan), f"rolling mean of {window} rows"
 
 
 def _bins(step: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -39,14 +39,20 @@ def get_plugin_manager(plugins: Iterable[Any] = ()) -> pluggy.PluginManager:
     """A new manager with the entry points' plugins and `plugins`.
 
     Raises:
-        PluginError: a method marked with `hookimpl` is no hook, or takes arguments that its hook lacks.
+        PluginError: a method marked with `hookimpl` is no hook, or takes arguments that its hook lacks; or
+            no method is marked.
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     try:
         manager.load_setuptools_entrypoints(hookspecs.PROJECT)
         for plugin in plugins:
-            manager.register(plugin, _free_name(manager, plugin))
+            manager.register(plugin, name := _free_name(manager, plugin))
+            if not manager.get_hookcallers(plugin):
+                raise PluginError(
+                    f"plugin '{name}' has no method marked with moe_rules_callback.hookimpl, so nothing would "
+                    f"ever call it. Mark those that are hooks; moe_rules_callback.hookspecs lists them."
+                )
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise PluginError(

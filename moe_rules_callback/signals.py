@@ -59,7 +59,7 @@ class Signal:
     def missing(self, metrics: frozenset[str], k_known: bool) -> str:
         """What to pass so that the signal can be computed, or "" when it can."""
         if self.source == "metrics":
-            return ", ".join(f"'{need}'" for need in self.needs if need not in metrics)
+            return ", ".join(f"'{need}'" for need in self.needs if need not in metrics | {"*"})
         if self.source == "window":
             return f"'{self.needs[0]}'" if self.needs[0] not in metrics else ""
         if not metrics & {"router_probs", "router_logits"}:

@@ -1,4 +1,4 @@
-"""A plugin that keeps what it is told, and one rule whose truth a test can set: `hot` is TRUE at x = -1, FALSE from 0 on."""
+"""A plugin that keeps what it is told, and a rule: `hot`, a risk, is TRUE at x = -1 and FALSE from 0 on."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def legend_of(figure: Figure) -> Legend:
 
 @pytest.fixture(scope="module")
 def history() -> xr.Dataset:
-    return records_to_dataset(fake.make_records(300))
+    return records_to_dataset(fake.make_records(600))
 
 
 def test_lines_are_rolling_means_of_the_upper_bound_and_the_loss(history):

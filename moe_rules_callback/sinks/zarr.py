@@ -125,9 +125,9 @@ class ZarrSink:
         late = np.asarray(step[: self._rows]) >= first
         if not late.any():
             return
-        keep = int(late.argmax())
-        for chunk in reversed(range(keep // STEP_CHUNK * STEP_CHUNK, self._rows, STEP_CHUNK)):
-            step[max(chunk, keep) : min(chunk + STEP_CHUNK, self._rows)] = -1
+        keep, chunk = int(late.argmax()), step.chunks[0]
+        for start in reversed(range(keep // chunk * chunk, self._rows, chunk)):
+            step[max(start, keep) : min(start + chunk, self._rows)] = -1
         logger.info("%s: %d rows from step %d on are replaced.", self.path, self._rows - keep, first)
         self._rows = keep
 

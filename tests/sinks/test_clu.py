@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 import io
 import wave
 from pathlib import Path
+from typing import Any
 
 import fake_records as fake
 import jax.numpy as jnp
@@ -26,9 +28,10 @@ from clu.metric_writers.async_writer import AsyncWriter
 from clu.metric_writers.interface import MetricWriter
 from clu.metric_writers.multi_writer import MultiWriter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.compat.proto.summary_pb2 import SummaryMetadata
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util import tensor_util
+
+summary_pb2: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2")
+plugin_data_pb2: Any = importlib.import_module("tensorboard.plugins.hparams.plugin_data_pb2")
 
 
 def read(logdir: Path) -> EventAccumulator:
@@ -75,8 +78,8 @@ def test_sink_survives_a_writer_without_texts():
 
 def test_through_clus_own_writers_and_back(tmp_path):
     records = fake.make_records(30)
-    left, right = TensorBoardXWriter(tmp_path / "left"), TensorBoardXWriter(tmp_path / "right")
-    writer = AsyncWriter(MultiWriter([left, right]))
+    sides: list[Any] = [TensorBoardXWriter(tmp_path / side) for side in ("left", "right")]
+    writer = AsyncWriter(MultiWriter(sides))
     fake.feed(CluSink(writer), records, fake.make_run())
     for side in ("left", "right"):
         accumulator = read(tmp_path / side)
@@ -107,7 +110,8 @@ def written(tmp_path):
     """Gives a function that writes through CLU's AsyncWriter and reads back."""
 
     def write(act):
-        writer = AsyncWriter(TensorBoardXWriter(tmp_path))
+        ours: Any = TensorBoardXWriter(tmp_path)
+        writer = AsyncWriter(ours)
         act(writer)
         writer.close()
         return read(tmp_path)
@@ -124,9 +128,8 @@ def test_scalars_of_every_type(written):
         "jax": jnp.bfloat16(1.5),
     }
     accumulator = written(lambda writer: writer.write_scalars(np.int64(4), values))
-    assert {tag: accumulator.Scalars(tag)[0].value for tag in values} == {
-        "int": 3, "float": 0.5, "numpy": 0.25, "array": 2.0, "jax": 1.5,
-    }  # fmt: skip
+    back = {tag: accumulator.Scalars(tag)[0].value for tag in values}
+    assert back == {"int": 3.0, "float": 0.5, "numpy": 0.25, "array": 2.0, "jax": 1.5}
     assert accumulator.Scalars("int")[0].step == 4
 
 
@@ -191,7 +194,7 @@ def test_hparams_do_not_cost_the_events_written_before(written):
     accumulator = written(act)
     assert {"before", "after"} <= set(accumulator.Tags()["scalars"])
     content = accumulator.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    hparams = HParamsPluginData.FromString(content).session_start_info.hparams
+    hparams = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert hparams["lr"].number_value == 0.5
     assert hparams["layers"].number_value == 4
     assert hparams["relu"].bool_value is True
@@ -200,7 +203,7 @@ def test_hparams_do_not_cost_the_events_written_before(written):
 
 
 def test_summaries_are_tensors_with_the_metadata_of_a_plugin(written):
-    metadata = SummaryMetadata(summary_description="of mine")
+    metadata = summary_pb2.SummaryMetadata(summary_description="of mine")
     metadata.plugin_data.plugin_name = "my_plugin"
     values = {
         "f32": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import fake_records as fake
 import numpy as np
@@ -23,7 +25,8 @@ from moe_rules_callback.sinks.scalars import ScalarTable
 pytest.importorskip("tensorboard")
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar import layout_pb2
+
+layout_pb2: Any = importlib.import_module("tensorboard.plugins.custom_scalar.layout_pb2")
 
 
 def read(logdir: Path) -> EventAccumulator:
@@ -31,7 +34,7 @@ def read(logdir: Path) -> EventAccumulator:
     return accumulator.Reload()
 
 
-def layout_of(accumulator: EventAccumulator) -> layout_pb2.Layout:
+def layout_of(accumulator: EventAccumulator) -> Any:
     (event,) = accumulator.Tensors("custom_scalars__config__")
     return layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
 

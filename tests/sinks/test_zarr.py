@@ -143,16 +143,16 @@ def test_resume_after_a_kill_continues_behind_the_last_whole_batch(tmp_path):
 def test_a_kill_while_rows_are_unwritten_leaves_a_prefix(survive, tmp_path, monkeypatch):
     """Rolled back from row 200 to row 70 in chunks of 32, the process dies after `survive` chunks."""
     records = fake.make_records(200)
-    fake.feed(ZarrSink(), records, fake.make_run(tmp_path))
+    fake.feed(ZarrSink(), records, fake.make_run(tmp_path, flush_every=32))
     sink = ZarrSink()
-    sink.on_train_start(fake.make_run(tmp_path, resume=True))
+    sink.on_train_start(fake.make_run(tmp_path, flush_every=32, resume=True))
 
     class Dying:
         left = survive
 
         def __init__(self, array):
             self.array = array
-            self.shape = array.shape
+            self.shape, self.chunks = array.shape, array.chunks
 
         def __getitem__(self, rows):
             return self.array[rows]
@@ -168,7 +168,7 @@ def test_a_kill_while_rows_are_unwritten_leaves_a_prefix(survive, tmp_path, monk
         sink.on_records(records[70:80])
     left = [200, 192, 160, 128, 96][survive]
     xr.testing.assert_identical(open_history(tmp_path).load(), records_to_dataset(records[:left]))
-    fake.feed(ZarrSink(), records[70:], fake.make_run(tmp_path, resume=True))
+    fake.feed(ZarrSink(), records[70:], fake.make_run(tmp_path, flush_every=32, resume=True))
     xr.testing.assert_identical(open_history(tmp_path).load(), records_to_dataset(records))
 
 

@@ -1,0 +1,134 @@
+"""Alerts: raised when a rule begins to fire, with the layer that decided, in words."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from collector import HOT, RULES, Collector
+
+from moe_rules_callback import Alert, Records, Rule, RuleAuditCallback, Schema, State
+from moe_rules_callback.alerts import Watch
+from moe_rules_callback.formula import Var
+from moe_rules_callback.language import parse_rule
+
+F, T, U, C = State.FALSE, State.TRUE, State.UNKNOWN, State.CONTRADICTORY
+LAYERS = ("first", "middle", "last")
+BOUNDS = {F: (0.0, 0.1), T: (0.9, 1.0), U: (0.4, 0.6), C: (0.9, 0.2)}
+
+
+def rule(name: str, **fields) -> Rule:
+    return Rule(name, Var("a"), **fields)
+
+
+def records(rules: tuple[Rule, ...], *states: tuple[State, ...], start: int = 0) -> Records:
+    """Rows with the states given for each rule, which every layer agrees on."""
+    empty = Records.empty(Schema(rules, (), LAYERS, 0))
+    count = len(states)
+    truth = np.array([[[BOUNDS[each]] * len(LAYERS) for each in row] for row in states], np.float32)
+    fields = {name: np.zeros((count, *getattr(empty, name).shape[1:])) for name in (
+        "signal_value", "signal_pooled", "expert_share", "wall_time",
+    )}  # fmt: skip
+    step, state = np.arange(start, start + count), np.array(states, np.int8)
+    return Records(empty.schema, step=step, state=state, truth_layer=truth, **fields)
+
+
+def fired(rules: tuple[Rule, ...], *batches: Records) -> list[tuple[str, int]]:
+    watch = Watch(batches[0].schema)
+    return [(alert.rule.name, alert.step) for batch in batches for alert in watch(batch)]
+
+
+def test_a_risk_fires_when_it_becomes_true_and_again_after_it_was_not():
+    rules = (rule("bad", kind="risk"),)
+    assert fired(rules, records(rules, (F,), (U,), (T,), (T,), (U,), (T,), (C,), (F,), (T,))) == [
+        ("bad", 2), ("bad", 5), ("bad", 8),
+    ]  # fmt: skip
+
+
+def test_a_health_rule_fires_when_it_becomes_false():
+    rules = (rule("good", kind="health"),)
+    assert fired(rules, records(rules, (T,), (F,), (F,), (U,), (C,), (F,))) == [("good", 1), ("good", 5)]
+
+
+def test_a_rule_without_a_kind_never_fires():
+    rules = (rule("watched"),)
+    assert fired(rules, records(rules, (F,), (T,), (U,), (C,))) == []
+
+
+def test_the_first_row_may_fire():
+    rules = (rule("bad", kind="risk"),)
+    assert fired(rules, records(rules, (T,))) == [("bad", 0)]
+
+
+def test_batches_are_one_history():
+    rules = (rule("bad", kind="risk"),)
+    batches = [
+        records(rules, (F,), (T,)), records(rules, (T,), start=2), Records.empty(records(rules).schema),
+        records(rules, (T,), (F,), start=3), records(rules, (T,), start=5),
+    ]  # fmt: skip
+    assert fired(rules, *batches) == [("bad", 1), ("bad", 5)]
+
+
+def test_before_its_warm_up_a_rule_does_not_fire():
+    rules = (rule("bad", kind="risk", warmup=102), rule("soon", kind="risk"))
+    assert fired(rules, records(rules, (T, F), (F, F), (T, T), (T, T), (T, T), start=99)) == [
+        ("soon", 101), ("bad", 102),
+    ]  # fmt: skip
+
+
+def test_rules_of_all_kinds_in_the_order_of_their_steps():
+    rules = (rule("bad", kind="risk"), rule("watched"), rule("good", kind="health"))
+    assert fired(rules, records(rules, (F, T, T), (F, F, F), (T, T, F))) == [("good", 1), ("bad", 2)]
+
+
+@pytest.mark.parametrize(("kind", "bounds", "layer", "truth"), [
+    ("risk", [(0.1, 0.2), (0.9, 0.95), (0.8, 1.0)], "middle", (0.9, 1.0)),
+    ("health", [(0.9, 1.0), (0.1, 0.12), (0.0, 0.2)], "middle", (0.0, 0.12)),
+])  # fmt: skip
+def test_the_layer_that_decided(kind, bounds, layer, truth):
+    rules = (rule("a", kind=kind),)
+    batch = records(rules, (F,), (T,)) if kind == "risk" else records(rules, (T,), (F,))
+    batch.truth_layer[1, 0] = bounds
+    (alert,) = Watch(batch.schema)(batch)
+    assert (alert.step, alert.layer) == (1, layer)
+    assert alert.truth == pytest.approx(truth)
+
+
+def test_an_alert_in_words():
+    told = parse_rule(
+        "0.9 :: high_load_cv & ~stable_loss",
+        "load_imbalance",
+        kind="risk",
+        description="Few experts take most tokens.",
+        cause="the balancing loss is too weak.",
+        next_step="Raise the loss weight.",
+    )
+    assert str(Alert(told, 120, "block_3/moe", (0.914, 0.998))) == (
+        "load_imbalance is TRUE since step 120 in layer 'block_3/moe' [0.91, 1.00]\n"
+        "  Why:  0.9 :: high_load_cv & ~stable_loss. Few experts take most tokens. "
+        "Likely cause: the balancing loss is too weak.\n"
+        "  Next: Raise the loss weight."
+    )
+    bare = Rule("routing", Var("sure"), kind="health")
+    assert str(Alert(bare, 0, "model", (0.0, 0.25))) == (
+        "routing is FALSE since step 0 in layer 'model' [0.00, 0.25]\n  Why:  sure"
+    )
+
+
+def test_a_rule_of_several_lines_is_told_in_one():
+    told = parse_rule("0.9 :: a   # of tokens\n    & b", "long", kind="risk")
+    assert str(Alert(told, 0, "model", (1.0, 1.0))).splitlines()[1:] == ["  Why:  0.9 :: a & b"]
+
+
+@pytest.mark.parametrize("severity", ["info", "warning", "error"])
+def test_an_alert_is_logged_at_the_severity_of_its_rule(severity, caplog):
+    caplog.set_level(logging.INFO, "moe_rules_callback")
+    seen = Collector()
+    book = replace(RULES, rules=(replace(HOT, severity=severity),))
+    with RuleAuditCallback(book, plugins=[seen]) as audit:
+        audit.on_step({"x": -1.0})
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == (severity.upper(), str(seen.alerts[0]))
+    assert record.getMessage().startswith("hot is TRUE since step 0 in layer 'model'")
