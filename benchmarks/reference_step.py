@@ -68,10 +68,11 @@ def loops(
     beside = RuleAuditCallback(config.rules, logdir=f"{logdir}/beside")
     # The step must return what the rules read, and cannot return what it donates: parameters are copied.
     reads = [key for key in metrics if key in ("loss", "router_probs", "expert_index", "params")]
-    returning = jax.jit(
-        lambda state, *batch: (lambda new, got: (new, {key: got[key] for key in reads}))(*look(state, *batch)),
-        donate_argnums=0,
-    )
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def returning(state: Any, tokens: Any, domain: Any) -> tuple[Any, dict[str, Any]]:
+        new, metrics = look(state, tokens, domain)
+        return new, {key: metrics[key] for key in reads}
 
     def walk(state: Any, batch: Any) -> Any:
         state, metrics = returning(state, *batch)

@@ -125,11 +125,13 @@ class RuleAuditCallback:
                 evaluated on these metrics; later, if their layout changes.
         """
         self._check_open()
-        if self._update is None:
-            self._update, self._latest = self._place(self.audit.init(metrics), metrics)
-            self._shown = set(metrics)
-            self._begin()
-        self._latest = self._update(self._latest, self._complete(metrics), step)
+        # NaN stands for what a step does not have, and numbers of the host are meant to be transferred.
+        with jax.debug_nans(False), jax.transfer_guard_host_to_device("allow"):
+            if self._update is None:
+                self._update, self._latest = self._place(self.audit.init(metrics), metrics)
+                self._shown = set(metrics)
+                self._begin()
+            self._latest = self._update(self._latest, self._complete(metrics), step)
         self._tick(self._flush_every)
         self._safely("on_step", metrics=metrics, step=step)
 

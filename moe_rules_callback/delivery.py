@@ -76,7 +76,8 @@ class Delivery:
             calls: how often the trainer has called so far.
             patience: seconds to wait for sinks when the queue is full; then the snapshot is left out.
         """
-        rows, row = _copy(*jax.tree.map(_local, (state.rows, state.row)))
+        with jax.debug_nans(False):  # NaN stands for what a row does not have
+            rows, row = _copy(*jax.tree.map(_local, (state.rows, state.row)))
         for array in jax.tree.leaves((rows, row)):
             array.copy_to_host_async()
         try:
@@ -113,7 +114,8 @@ class Delivery:
         self._queue.task_done()
 
     def _deliver(self, rows: Rows, row: jax.Array, calls: int, now: float) -> None:
-        total = int(row)
+        host, total = jax.device_get((rows, row))
+        total = int(total)
         oldest = max(0, total - len(rows.step))
         if self._seen is None or total < self._seen:  # a new state, or a restored one: all that it holds
             if oldest:
@@ -130,11 +132,11 @@ class Delivery:
         if first > self._seen and not self._told:
             self._told = True
             log.warning(
-                "%d rows were overwritten before they were read: flush more often, or make the sinks faster",
+                "%d rows were overwritten before they were read: raise flush_every, or call drain more often",
                 first - self._seen,
             )
         numbers = np.arange(first, total)
         times = np.linspace(self._time, now, total - self._seen + 1)[1 + first - self._seen :]
         self._seen, self._calls, self._time = total, calls, now
         if len(numbers):
-            self._receive(self._unpack(jax.tree.map(np.asarray, rows), numbers, times))
+            self._receive(self._unpack(host, numbers, times))

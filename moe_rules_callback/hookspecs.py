@@ -15,8 +15,9 @@ or a distribution with an entry point in the group `moe_rules_callback`. A metho
 of a hook's arguments, without defaults: pluggy passes nothing to an argument that has one. A plugin
 that raises is reported once, with its name, and switched off; training goes on.
 
-Hooks run on the host. `on_records` and `on_alert` run on the audit's own thread, the others on the
-thread that calls the callback.
+Hooks run on the host. `on_records` and `on_alert` run on the audit's own thread, where a plugin may read
+`callback.history` but not call `flush` or `close`, which wait for that thread. The others run on the thread
+that calls the callback.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+
 def coefficients(
     kind: str, weights: Sequence[float]
 ) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
@@ -63,8 +64,8 @@ def affine(bias: ArrayLike, coefficient: ArrayLike, corner: ArrayLike, x: jax.Ar
 
 def _connect(kind: str, operands: Sequence[ArrayLike], weights: Sequence[float] | None) -> jax.Array:
     x = jnp.stack(jnp.broadcast_arrays(*map(jnp.asarray, operands)), axis=-2)
-    bias, *rows = coefficients(kind, weights or (1.0,) * len(operands))
-    return affine(bias, *np.array(rows, np.float32), x)
+    bias, coefficient, corner = coefficients(kind, weights or (1.0,) * len(operands))
+    return affine(bias, np.array(coefficient, np.float32), np.array(corner, np.float32), x)
 
 
 def negation(a: ArrayLike) -> jax.Array:

@@ -4,11 +4,13 @@
 
 Router metrics (`router_probs` or `router_logits`, `expert_index`, `token_mask`) come as one array
 [.., tokens, experts], as a list of arrays, as a (nested) mapping layer -> array, or stacked on the axis
-`layer_axis`. All other leading axes are tokens.
+`layer_axis`. All other leading axes are tokens; they are never flattened, for that would gather arrays
+that are sharded on two of them.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ TREES = ("params", "grads")
 
 @dataclass(frozen=True)
 class Routers:
-    """n layers that see T tokens and choose k of E experts.
+    """n layers that see T tokens, on one or more axes, and choose k of E experts.
 
     Attributes:
         names: of the layers, n.
@@ -91,21 +93,30 @@ class Routers:
         return jax.nn.one_hot(jnp.argmax(x, axis=-1), self.experts, dtype=jnp.float32)
 
     @property
-    def tokens(self) -> jax.Array:
-        """float32 [n], tokens that are not masked."""
+    def shape(self) -> tuple[int, ...]:
+        """(n, *T)"""
         array = self.given if self.given is not None else self.logits
         assert array is not None
+        return array.shape[:-1]
+
+    @property
+    def tokens(self) -> jax.Array:
+        """float32 [n], tokens that are not masked."""
         if self.mask is None:
-            return jnp.full(array.shape[0], array.shape[1], jnp.float32)
-        return self.mask.sum(1, dtype=jnp.float32)
+            return jnp.full(self.shape[0], math.prod(self.shape[1:]), jnp.float32)
+        return self.mask.sum(tuple(range(1, self.mask.ndim)), dtype=jnp.float32)
+
+    def unmasked(self, per_token: jax.Array) -> jax.Array:
+        """[n, T, ...] with 0 at the tokens that are masked."""
+        if self.mask is None:
+            return per_token
+        mask = jnp.expand_dims(self.mask, tuple(range(self.mask.ndim, per_token.ndim)))
+        return jnp.where(mask, per_token, 0)
 
     def mean(self, per_token: jax.Array) -> jax.Array:
         """Mean of [n, T, ...] over the tokens that are not masked: [n, ...]; NaN if none is left."""
-        if self.mask is None:
-            return per_token.mean(1)
-        ones = (1,) * (per_token.ndim - 2)
-        kept = jnp.where(self.mask.reshape(*self.mask.shape, *ones), per_token, 0)
-        return kept.sum(1) / self.tokens.reshape(-1, *ones)
+        total = self.unmasked(per_token).sum(tuple(range(1, len(self.shape))))
+        return total / jnp.expand_dims(self.tokens, tuple(range(1, total.ndim)))
 
 
 def collect(metrics: Mapping[str, Any], top_k: int | None, layer_axis: int | None) -> list[Routers]:
@@ -185,8 +196,8 @@ def _routers(name: str, given: dict[str, Any], top_k: int | None, layer_axis: in
         )
     tokens_shape = lead.shape[:-1]
 
-    def flat(key: str, axes: int) -> jax.Array | None:
-        """[n, T, ..] of a metric whose shape is tokens_shape and `axes` more."""
+    def layered(key: str, axes: int) -> jax.Array | None:
+        """[n, T, ..] of a metric whose shape is tokens_shape and `axes` more axes."""
         if key not in given:
             return None
         x = jnp.asarray(given[key])
@@ -197,11 +208,10 @@ def _routers(name: str, given: dict[str, Any], top_k: int | None, layer_axis: in
                 f"{key} of {name} has shape {x.shape}, which does not belong to router probabilities of "
                 f"shape {lead.shape}: all axes but the last must agree."
             )
-        x = x[None] if layer_axis is None else jnp.moveaxis(x, layer_axis, 0)
-        return x.reshape(x.shape[0], -1, *x.shape[x.ndim - axes :])
+        return x[None] if layer_axis is None else jnp.moveaxis(x, layer_axis, 0)
 
-    probs, logits, index = flat("router_probs", 1), flat("router_logits", 1), flat("expert_index", 1)
-    mask = flat("token_mask", 0)
+    probs, logits, index = layered("router_probs", 1), layered("router_logits", 1), layered("expert_index", 1)
+    mask = layered("token_mask", 0)
     n, experts = (1 if layer_axis is None else lead.shape[layer_axis]), lead.shape[-1]
     k = top_k if index is None else index.shape[-1]
     if index is not None and not jnp.issubdtype(index.dtype, jnp.integer):

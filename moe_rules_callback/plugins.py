@@ -50,8 +50,8 @@ def get_plugin_manager(plugins: Iterable[Any] = ()) -> pluggy.PluginManager:
             manager.register(plugin, name := _free_name(manager, plugin))
             if not manager.get_hookcallers(plugin):
                 raise PluginError(
-                    f"plugin '{name}' has no method marked with moe_rules_callback.hookimpl, so nothing would "
-                    f"ever call it. Mark those that are hooks; moe_rules_callback.hookspecs lists them."
+                    f"plugin '{name}' has no method marked with moe_rules_callback.hookimpl, so nothing "
+                    f"would ever call it. Mark those that are hooks; moe_rules_callback.hookspecs lists them."
                 )
         manager.check_pending()
     except pluggy.PluginValidationError as error:

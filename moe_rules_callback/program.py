@@ -12,7 +12,7 @@ into one growing array [nodes, layers, 2]. So a hundred rules compile and run ab
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,8 @@ class Program:
             match stage:
                 case _Affine():
                     x = jnp.moveaxis(operands, 1, 2)
-                    truth = logic.affine(stage.bias[:, None], stage.coefficient[:, None], stage.corner[:, None], x)
+                    rows = (stage.bias[:, None], stage.coefficient[:, None], stage.corner[:, None])
+                    truth = logic.affine(*rows, x)
                 case _Pair():
                     truth = stage.connect(operands[:, 0], operands[:, 1])
                 case _Gate():
@@ -158,12 +159,12 @@ class Program:
 
     def _affine(self, nodes: list[Not | Connective], operands: np.ndarray, members: np.ndarray) -> _Stage:
         bias = np.empty(len(nodes), np.float32)
-        coefficient, corner = np.zeros((2, *operands.shape), np.float32)
+        coefficient, corner = np.zeros(operands.shape, np.float32), np.zeros(operands.shape, np.float32)
         for i, node in enumerate(nodes):
             kind, weights = ("not", (1.0,)) if isinstance(node, Not) else (node.kind, node.weights)
             bias[i], *rows = logic.coefficients(kind, weights)
             for j, (child, c, at) in enumerate(zip(children(node), *rows, strict=True)):
-                # A negated operand is the operand from the other corner: c ((1 - x) - at) = -c (x - (1 - at)).
+                # A negated operand is seen from the other corner: c ((1 - x) - at) = -c (x - (1 - at)).
                 coefficient[i, j], corner[i, j] = (-c, 1 - at) if isinstance(child, Not) else (c, at)
         return _Affine(operands, members, bias, coefficient, corner)
 
@@ -211,10 +212,8 @@ def _simplify(node: Formula) -> Formula:
             return Connective(kind, tuple(map(_simplify, operands)), weights)
         case Since(rows, left, right):
             return Since(rows, _simplify(left), _simplify(right))
-        case Always(n, operand) | Once(n, operand) | After(n, operand):
-            return type(node)(n, _simplify(operand))
-        case Not(operand) | Previously(operand):
-            return type(node)(_simplify(operand))
+        case _:
+            return replace(node, operand=_simplify(node.operand))
 
 
 def _measure(node: Formula, depth: dict[Formula, int]) -> int:

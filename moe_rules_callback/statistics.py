@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr, logsumexp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from .metrics import Routers
 
@@ -62,11 +63,11 @@ def load(routers: Routers) -> jax.Array:
 
 def pairs(routers: Routers) -> jax.Array:
     """[n, E, E], share of tokens that use both experts; the diagonal: that use the expert."""
-    chosen = jnp.minimum(routers.selected, 1)
-    if routers.mask is not None:
-        chosen = jnp.where(routers.mask[..., None], chosen, 0.0)
-    tokens = chosen.shape[1] if routers.mask is None else routers.mask.sum(1)[:, None, None]
-    return jnp.einsum("nti,ntj->nij", chosen, chosen) / tokens
+    chosen = routers.unmasked(jnp.minimum(routers.selected, 1))
+    # A mesh with explicit axes wants to be told that the sum over sharded tokens is not sharded.
+    whole = NamedSharding(jax.typeof(chosen).sharding.mesh, PartitionSpec())
+    together = jnp.einsum("n...i,n...j->nij", chosen, chosen, out_sharding=whole)
+    return together / routers.tokens[:, None, None]
 
 
 def logit_square(routers: Routers) -> jax.Array:

@@ -8,7 +8,6 @@ experts when a part is `experts` or `expert`, stacked on an axis of E, or number
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -39,6 +38,11 @@ def _square(arrays: Iterable[jax.Array]) -> jax.Array:
     return sum((jnp.square(x.astype(jnp.float32)).sum() for x in arrays), start=jnp.float32(0))
 
 
+def _share(part: jax.Array, whole: jax.Array) -> jax.Array:
+    """part / whole; 0 where both are, NaN where the whole is not finite."""
+    return jnp.where(jnp.isfinite(whole), part / jnp.maximum(whole, 1e-30), jnp.nan)
+
+
 def norm(tree: Any) -> jax.Array:
     """Euclidean norm over all floating-point leaves, float32 []."""
     return jnp.sqrt(_square(leaf for _, leaf in leaves(tree)))
@@ -57,11 +61,15 @@ def router_share(tree: Any) -> jax.Array:
             "router_gradient_share finds no router in 'grads': no part of a path is 'router' or 'gate'. "
             f"Paths look like {_examples(every)}. Pass the share as a scalar metric of that name instead."
         )
-    return jnp.sqrt(_square(routers) / (_square(leaf for _, leaf in every) + 1e-30))
+    return _share(jnp.sqrt(_square(routers)), norm(tree))
 
 
-def expert_rows(tree: Any, experts: Collection[int], signal: str, least_axes: int = 1) -> list[jax.Array]:
-    """For each set of experts all its parameters, float32 [layers, E, parameters of an expert].
+def expert_arrays(
+    tree: Any, experts: Collection[int], signal: str, least_axes: int = 1
+) -> list[list[tuple[jax.Array, int]]]:
+    """For each set of experts its arrays, float32 [*layers, E, ...], each with the axis that counts them.
+
+    They are not flattened or joined: that would gather the parameters of experts on many devices.
 
     Args:
         tree: parameters or gradients.
@@ -91,32 +99,32 @@ def expert_rows(tree: Any, experts: Collection[int], signal: str, least_axes: in
     for (prefix, _), members in single.items():
         array = jnp.stack([members[i] for i in sorted(members)])
         stacked.setdefault(prefix, []).append(array)
-    rows = [
-        jnp.concatenate(parts, axis=-1)
+
+    def axis(x: jax.Array) -> int:
+        return next((i for i, length in enumerate(x.shape) if length in experts), 0)
+
+    sets = [
+        [(x.astype(jnp.float32), axis(x)) for x in arrays if x.ndim - axis(x) > least_axes]
         for arrays in stacked.values()
-        if (parts := [part for x in arrays if (part := _rows(x, experts, least_axes)) is not None])
     ]
-    if not rows:
+    if not any(sets):
         raise MissingSignalError(
             f"{signal} finds no experts: no part of a parameter path is 'experts'. Paths look like "
             f"{_examples(every)}. Pass the value as a scalar metric of that name instead."
         )
-    return rows
+    return [arrays for arrays in sets if arrays]
 
 
-def _rows(x: jax.Array, experts: Collection[int], least_axes: int) -> jax.Array | None:
-    """x as [layers, E, parameters], or None when an expert has fewer than `least_axes` axes in it."""
-    axis = next((i for i, length in enumerate(x.shape) if length in experts), 0)
-    if x.ndim - axis - 1 < least_axes:
-        return None
-    return x.astype(jnp.float32).reshape(math.prod(x.shape[:axis]), x.shape[axis], -1)
+def _norms(arrays: list[tuple[jax.Array, int]]) -> jax.Array:
+    """Euclidean norm of each expert over all its arrays, float32 [*layers, E]."""
+    squares = [jnp.square(x).sum(tuple(range(axis + 1, x.ndim))) for x, axis in arrays]
+    return jnp.sqrt(sum(squares[1:], start=squares[0]))
 
 
 def expert_min_share(tree: Any, experts: Collection[int] = ()) -> jax.Array:
     """min over max of the experts' norms, the smallest over layers, float32 []. ~0: an expert is dead."""
-    groups = expert_rows(tree, experts, "expert_gradient_min_share")
-    norms = [jnp.linalg.norm(rows, axis=-1) for rows in groups]
-    return jnp.stack([(n.min(-1) / jnp.maximum(n.max(-1), 1e-30)).min() for n in norms]).min()
+    norms = map(_norms, expert_arrays(tree, experts, "expert_gradient_min_share"))
+    return jnp.stack([_share(n.min(-1), n.max(-1)).min() for n in norms]).min()
 
 
 def expert_cosine(tree: Any, experts: Collection[int] = ()) -> jax.Array:
@@ -125,10 +133,13 @@ def expert_cosine(tree: Any, experts: Collection[int] = ()) -> jax.Array:
     About 0 at a random initialisation, 1 for identical experts. Biases are left out.
     """
     cosines = []
-    for rows in expert_rows(tree, experts, "expert_weight_cosine", least_axes=2):
-        rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-30)
-        n = rows.shape[1]
-        total = jnp.square(rows.sum(1)).sum(-1)  # n + 2 * sum over pairs
+    for arrays in expert_arrays(tree, experts, "expert_weight_cosine", least_axes=2):
+        norms = jnp.maximum(_norms(arrays), 1e-30)
+        total = jnp.float32(0)  # |sum of unit vectors|^2 = n + 2 * sum over pairs, [*layers]
+        for x, axis in arrays:
+            units = x / jnp.expand_dims(norms, tuple(range(axis + 1, x.ndim)))
+            total += jnp.square(units.sum(axis)).sum(tuple(range(axis, x.ndim - 1)))
+        n = norms.shape[-1]
         cosines.append(((total - n) / max(n * (n - 1), 1)).max())
     return jnp.stack(cosines).max()
 

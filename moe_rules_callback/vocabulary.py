@@ -40,10 +40,13 @@ class Layout:
     @classmethod
     def of_metrics(cls, metrics: Mapping[str, Any], top_k: int | None, layer_axis: int | None) -> Layout:
         """The layout of real or abstract metrics; nothing is computed."""
-        found: list[Routers] = []
-        arrays = {key: metrics[key] for key in ROUTER_METRICS if key in metrics}
-        jax.eval_shape(lambda given: found.extend(collect(given, top_k, layer_axis)), arrays)
-        return cls.of(metrics, found)
+        found: list[Layout] = []
+
+        def look(arrays: Mapping[str, Any]) -> None:
+            found.append(cls.of(metrics, collect(arrays, top_k, layer_axis)))
+
+        jax.eval_shape(look, {key: metrics[key] for key in ROUTER_METRICS if key in metrics})
+        return found[0]
 
     @property
     def groups(self) -> dict[tuple[int, int | None], tuple[str, ...]]:

@@ -29,13 +29,15 @@ def negation(a: Interval) -> Interval:
 
 def conjunction(*operands: Interval, weights: Sequence[float] | None = None) -> Interval:
     w = weights or [1.0] * len(operands)
-    lower, upper = (clamp(1 - sum(wi * (1 - x[i]) for wi, x in zip(w, operands, strict=True))) for i in (0, 1))
+    pairs = list(zip(w, operands, strict=True))
+    lower, upper = (clamp(1 - sum(wi * (1 - x[i]) for wi, x in pairs)) for i in (0, 1))
     return lower, upper
 
 
 def disjunction(*operands: Interval, weights: Sequence[float] | None = None) -> Interval:
     w = weights or [1.0] * len(operands)
-    lower, upper = (clamp(sum(wi * x[i] for wi, x in zip(w, operands, strict=True))) for i in (0, 1))
+    pairs = list(zip(w, operands, strict=True))
+    lower, upper = (clamp(sum(wi * x[i] for wi, x in pairs)) for i in (0, 1))
     return lower, upper
 
 
@@ -170,12 +172,12 @@ def top(p: np.ndarray, k: int) -> list[int]:
     return sorted(range(len(p)), key=lambda e: (-p[e], e))[:k]
 
 
-def router_signals(affinity: Any, k: int, index: Any = None, mask: Any = None) -> dict[str, float]:
+def router_signals(affinity: Any, k: int, index: Any = None, mask: Any = None) -> dict[str, Any]:
     """Every signal of diagnostics.md that probabilities [T, E] and indices [T, k] give."""
     affinity = np.asarray(affinity, np.float64)
     tokens = [t for t in range(len(affinity)) if mask is None or mask[t]]
     p = [affinity[t] / affinity[t].sum() for t in tokens]
-    used = [top(x, k) if index is None else [int(e) for e in index[t]] for t, x in zip(tokens, p, strict=True)]
+    used = [top(x, k) for x in p] if index is None else [[int(e) for e in index[t]] for t in tokens]
     n, experts = len(p), affinity.shape[1]
     q, first, together = np.zeros(experts), np.zeros(experts), np.zeros((experts, experts))
     margins, boundaries = [], []
@@ -214,7 +216,7 @@ def router_signals(affinity: Any, k: int, index: Any = None, mask: Any = None) -
     }
 
 
-def logit_signals(logits: Any) -> dict[str, float]:
+def logit_signals(logits: Any) -> dict[str, Any]:
     logits = np.asarray(logits, np.float64)
     z = [math.log(sum(math.exp(x) for x in row)) for row in logits]
     return {"router_logit_rms": math.sqrt((logits**2).mean()), "router_z_loss": np.mean(np.square(z))}

@@ -138,6 +138,19 @@ def test_a_scalar_that_comes_late_is_reported_once_and_left_out(audit, caplog):
     ]
 
 
+@pytest.mark.parametrize("mode", [
+    lambda: jax.debug_nans(True), lambda: jax.transfer_guard("disallow"), jax.checking_leaks, jax.disable_jit,
+])  # fmt: skip
+def test_a_trainer_that_looks_for_its_own_faults_does_not_find_them_here(mode, audit, seen):
+    metrics = {"x": jnp.float32(1), "router_probs": jnp.full((2, 4), 0.25)}
+    with mode():
+        for _ in range(2):
+            audit.on_step(metrics)
+        audit.on_step({"router_probs": metrics["router_probs"]})
+        audit.flush()
+    np.testing.assert_array_equal(seen.x, [1, 1, np.nan])
+
+
 @pytest.mark.parametrize(("given", "kind"), [(None, "NoneType"), (zip(), "zip"), ([1.0], "list")])
 @pytest.mark.parametrize("steps_before", [0, 1])
 def test_metrics_that_are_no_mapping(given, kind, steps_before):
@@ -189,6 +202,21 @@ def test_an_exception_in_the_loop_closes_and_passes_on(seen):
         train()
     assert seen.x == [1]
     assert seen.events[-1] == "on_train_end"
+
+
+def test_sinks_are_closed_even_if_the_user_interrupts_the_waiting(seen, monkeypatch):
+    def interrupted(self: delivery.Delivery, seconds: float) -> bool:
+        raise KeyboardInterrupt
+
+    audit = make(seen)
+    audit.on_step({"x": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(delivery.Delivery, "close", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            audit.close()
+    assert seen.events[-1] == "on_train_end"
+    assert audit._delivery is not None
+    assert audit._delivery.close(SOON)
 
 
 def test_without_a_step_nothing_is_started(seen):
@@ -535,7 +563,7 @@ class Prints(Collector):
         print(self.steps)
 
 def train():
-    audit = RuleAuditCallback(RULES, plugins=[Prints()], flush_every=4)
+    audit = RuleAuditCallback(RULES, plugins=[Prints()])
     for x in range(1000):
         audit.on_step({"x": x})
 

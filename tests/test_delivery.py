@@ -111,7 +111,7 @@ def test_what_the_ring_lost_is_reported_once(receiver, deliver, caplog):
     assert receiver.rows == [*range(4), *range(12, 21), *range(52, 60)]
     assert receiver.steps == [10 * row for row in receiver.rows]
     assert caplog.messages == [
-        "8 rows were overwritten before they were read: flush more often, or make the sinks faster"
+        "8 rows were overwritten before they were read: raise flush_every, or call drain more often"
     ]
 
 

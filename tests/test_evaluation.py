@@ -67,7 +67,9 @@ def test_a_rule_object() -> None:
     assert result.interval.lower == result.interval.upper == 0.75
 
 
-@pytest.mark.parametrize("given", [1.5, (-0.1, 0.5), (0.1, 0.2, 0.3), float("nan"), "much", None, [], (0.5, float("inf"))])
+@pytest.mark.parametrize(
+    "given", [1.5, (-0.1, 0.5), (0.1, 0.2, 0.3), float("nan"), "much", None, [], (0.5, float("inf"))]
+)
 def test_what_is_no_truth_is_refused(given: Any) -> None:
     with pytest.raises(MetricsError) as error:
         evaluate("a", {"a": given})

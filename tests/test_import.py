@@ -36,6 +36,7 @@ PUBLIC = [
     "hookimpl",
     "load_rules",
     "open_history",
+    "parse_rule",
 ]
 FRAMEWORKS = {"equinox", "flax", "haiku", "keras", "optax", "penzai", "tensorflow", "torch"}
 LATER = {"clu", "lark", "matplotlib", "pandas", "tensorboard", "tensorboardX", "xarray", "zarr"}

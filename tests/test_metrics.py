@@ -41,7 +41,11 @@ def seen(metrics: dict[str, Any], top_k: int | None = None, layer_axis: int | No
     ids=["list", "tuple", "mapping", "nested", "natural order", "numbers", "list in mapping"],
 )
 def test_forms(names: tuple[str, str], form: Any) -> None:
-    metrics = {"router_probs": form(A, B), "expert_index": form(IA, IB), "token_mask": form(A[:, 0] > 0.2, B[:, 0] > 0)}
+    metrics = {
+        "router_probs": form(A, B),
+        "expert_index": form(IA, IB),
+        "token_mask": form(A[:, 0] > 0.2, B[:, 0] > 0),
+    }
     found = seen(metrics)
     assert tuple(found) == names
     for (probs, index, mask), p, i, m in zip(
@@ -50,7 +54,9 @@ def test_forms(names: tuple[str, str], form: Any) -> None:
         np.testing.assert_array_equal(probs, p)
         np.testing.assert_array_equal(index, i)
         np.testing.assert_array_equal(mask, m)
-    traced = jax.eval_shape(lambda given: [jnp.zeros(len(r.names)) for r in collect(given, None, None)], metrics)
+    traced = jax.eval_shape(
+        lambda given: [jnp.zeros(len(r.names)) for r in collect(given, None, None)], metrics
+    )
     assert len(traced) == 2
     order: list[tuple[str, ...]] = []
     jax.eval_shape(lambda given: order.extend(r.names for r in collect(given, None, None)), metrics)
@@ -71,10 +77,13 @@ def test_stacked_layers(axis: int) -> None:
 def test_stacked_layers_with_batch_time_and_one_mask(layer_axis: int) -> None:
     probs = rng.dirichlet(np.ones(4), (2, 3)).astype(np.float32)  # [batch, time, experts]
     mask = np.array([[True, True, False], [True, False, False]])
-    found = seen({"router_probs": np.stack([probs, probs[::-1]], layer_axis), "token_mask": mask}, layer_axis=layer_axis)
-    np.testing.assert_array_equal(found["layer_0"][0], probs.reshape(6, 4))
-    np.testing.assert_array_equal(found["layer_1"][0], probs[::-1].reshape(6, 4))
-    np.testing.assert_array_equal(found["layer_1"][2], mask.ravel())
+    found = seen(
+        {"router_probs": np.stack([probs, probs[::-1]], layer_axis), "token_mask": mask},
+        layer_axis=layer_axis,
+    )
+    np.testing.assert_array_equal(found["layer_0"][0], probs)
+    np.testing.assert_array_equal(found["layer_1"][0], probs[::-1])
+    np.testing.assert_array_equal(found["layer_1"][2], mask)
 
 
 def test_one_mask_for_all_layers_of_a_mapping() -> None:
@@ -86,8 +95,8 @@ def test_one_mask_for_all_layers_of_a_mapping() -> None:
 
 def test_leading_axes_are_tokens() -> None:
     found = seen({"router_probs": A.reshape(2, 3, 4), "expert_index": IA.reshape(2, 3, 2)})
-    np.testing.assert_array_equal(found["router"][0], A)
-    np.testing.assert_array_equal(found["router"][1], IA)
+    np.testing.assert_array_equal(found["router"][0], A.reshape(2, 3, 4))
+    np.testing.assert_array_equal(found["router"][1], IA.reshape(2, 3, 2))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
@@ -138,7 +147,7 @@ def test_scalars() -> None:
             "in the same form: two arrays, or two mappings with the same keys.",
         ),
         ({"expert_index": IA}, {}, "name different layers: router only on one side"),
-        ({"router_probs": object()}, {}, "router_probs is a object, not an array, a list of arrays or a mapping"),
+        ({"router_probs": object()}, {}, "router_probs is a object, not an array, a list of arrays or"),
         ({"router_probs": {"x": 3}}, {}, "router_probs of x is a int, not an array"),
         (
             {"router_probs": A[0]},
@@ -159,7 +168,7 @@ def test_scalars() -> None:
             {},
             r"expert_index of router has dtype float32; expected integers \[.., tokens, k\].",
         ),
-        ({"router_probs": A}, {"top_k": 5}, "5 experts per token do not fit the 4 experts of router. The last axis"),
+        ({"router_probs": A}, {"top_k": 5}, "5 experts per token do not fit the 4 experts of router"),
         ({"router_probs": A}, {"top_k": 0}, "0 experts per token do not fit"),
     ],
 )

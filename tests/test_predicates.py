@@ -100,7 +100,8 @@ def test_shipped_ramps_turn_where_they_say(name: str) -> None:
         assert ramps is not None
         for sense, (offset, scale) in ramps(experts, k).items():
             x = np.array([offset - scale / 2, offset, offset + scale / 2])
-            truth = judged([Predicate(name, sense)], x[:, None], (experts, k)).mean(-1)[:, 0]
+            predicate = resolve(f"{sense}_{name}", {}, SIGNALS)
+            truth = judged([predicate], x[:, None], (experts, k)).mean(-1)[:, 0]
             expected = [naive.sigmoid(-6), 0.5, naive.sigmoid(6)]
             np.testing.assert_allclose(truth, expected if sense == "high" else expected[::-1], atol=2e-3)
 
@@ -110,7 +111,8 @@ def test_a_users_scalar_is_judged_by_its_own_history() -> None:
     y = 5 + np.random.default_rng(0).normal(size=34)
     past = y[:32]
     y[32], y[33] = past.mean() + 3 * past.std(ddof=1), np.nan
-    high, low = judged([resolve(f"{s}_queue_length", {}, SIGNALS) for s in ("high", "low")], y[:, None])[31:].swapaxes(0, 1)
+    both = [resolve(f"{sense}_queue_length", {}, SIGNALS) for sense in ("high", "low")]
+    high, low = judged(both, y[:, None])[31:].swapaxes(0, 1)
     assert (high[0] == [0, 1]).all()  # 32 rows before, and this one
     np.testing.assert_allclose(high[1], naive.ramp(0.5, 0.5), atol=1e-4)
     np.testing.assert_allclose(low[1], naive.ramp(-0.5, 0.5), atol=1e-4)
@@ -129,13 +131,17 @@ def test_own_ramps_are_in_units_of_the_signal() -> None:
 
 def test_a_margin_of_a_hair_is_no_contradiction() -> None:
     x = np.random.default_rng(0).uniform(-2, 2, 3000)
-    thin = [Predicate("loss", "high", 0.1, slope, margin) for slope in (1, 7, 90) for margin in (0, 1e-8, 1e-7)]
+    thin = [
+        Predicate("loss", "high", 0.1, slope, margin) for slope in (1, 7, 90) for margin in (0, 1e-8, 1e-7)
+    ]
     truth = judged(thin, x[:, None])
     assert (truth[..., 0] <= truth[..., 1]).all()
 
 
 def test_several_windows_of_one_signal() -> None:
-    predicates = [Predicate("loss", "increasing", window=w) for w in (4, 8)] + [Predicate("loss", "stable", window=8)]
+    predicates = [Predicate("loss", "increasing", window=w) for w in (4, 8)] + [
+        Predicate("loss", "stable", window=8)
+    ]
     y = np.random.default_rng(3).normal(size=8) + 9
     truth = judged(predicates, y[:, None])
     np.testing.assert_allclose(truth[7, 0], naive.ramp(naive.rising(y[4:]), 0.5), atol=1e-4)
@@ -159,13 +165,13 @@ def test_what_wins() -> None:
     [
         (
             "high_router_entropi",
-            "no predicate is called 'high_router_entropi': 'router_entropi' is neither a shipped signal nor a "
-            "scalar that this step passes. Did you mean high_router_entropy, ",
+            "no predicate is called 'high_router_entropi': 'router_entropi' is neither a shipped signal nor "
+            "a scalar that this step passes. Did you mean high_router_entropy, ",
         ),
         (
             "load_cv",
-            "no predicate is called 'load_cv': a predicate is one of high_X, low_X, increasing_X, decreasing_X, "
-            "stable_X for a signal X. Did you mean ",
+            "no predicate is called 'load_cv': a predicate is one of high_X, low_X, increasing_X, "
+            "decreasing_X, stable_X for a signal X. Did you mean ",
         ),
         (
             "zzz",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import golden_table as golden
 import jax
@@ -23,7 +24,7 @@ BINARY = ("{} & {}", "{} | {}", "{} !& {}", "{} !| {}", "{} -> {}", "{} ->[.5] {
           "2*{} & {}", "{} | .3*{}", "{} since {}", "{} since[3] {}")  # fmt: skip
 
 
-def run(texts: list[str | Formula], rows: np.ndarray, bad: np.ndarray | None = None) -> np.ndarray:
+def run(texts: Sequence[str | Formula], rows: np.ndarray, bad: np.ndarray | None = None) -> np.ndarray:
     """Truth [T, rules, layers, 2] over rows [T, atoms, layers, 2] of a, b, c, scanned."""
     program = Program([parse_formula(x) if isinstance(x, str) else x for x in texts])
     used = np.array([NAMES.index(name) for name in program.atoms], int)
@@ -134,7 +135,9 @@ def test_points_stay_points(points: list) -> None:
     np.testing.assert_array_equal(truth[..., 0], truth[..., 1])
 
 
-_texts = [b.format(f"({c.format('a', 'b')})", n) for b in BINARY[:10] for c in BINARY[:10] for n in ("c", "~c")]
+_texts = [
+    b.format(f"({c.format('a', 'b')})", n) for b in BINARY[:10] for c in BINARY[:10] for n in ("c", "~c")
+]
 _program = Program([parse_formula(text) for text in _texts])
 
 
@@ -167,7 +170,7 @@ def test_many_rules_cost_hardly_more_equations_than_few() -> None:
 
 
 @pytest.mark.parametrize("kind", ["xor", "iff"])
-def test_long_chains_compile(kind: str) -> None:
+def test_long_chains_compile(kind: Literal["xor", "iff"]) -> None:
     """Written out with the other connectives, 30 of these would be 2^30 nodes."""
     formula: Formula = Var("a")
     for _ in range(30):

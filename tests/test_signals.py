@@ -22,7 +22,9 @@ NEEDS = {need for name in OF_PROBS for need in ROUTER_SIGNALS[name].needs} - {"r
 T = 24
 
 
-def compute(metrics: dict[str, Any], top_k: int | None = None, layer_axis: int | None = None) -> dict[str, Any]:
+def compute(
+    metrics: dict[str, Any], top_k: int | None = None, layer_axis: int | None = None
+) -> dict[str, Any]:
     """Name -> values [layers + 1] of a single row, pooled last."""
 
     @jax.jit
@@ -51,7 +53,9 @@ def choose(probs: np.ndarray, k: int, seed: int) -> np.ndarray:
     return np.argsort(-(np.log(probs) + noise), axis=-1)[..., :k].astype(np.int32)
 
 
-@pytest.mark.parametrize(("experts", "k"), [(1, 1), (2, 1), (2, 2), (4, 2), (5, 4), (8, 1), (8, 3), (8, 8), (64, 6)])
+@pytest.mark.parametrize(
+    ("experts", "k"), [(1, 1), (2, 1), (2, 2), (4, 2), (5, 4), (8, 1), (8, 3), (8, 8), (64, 6)]
+)
 @pytest.mark.parametrize("indexed", [True, False], ids=["expert_index", "top_k"])
 def test_experts_and_k(experts: int, k: int, indexed: bool) -> None:
     probs = softmax((T, experts), seed=experts)
@@ -70,8 +74,9 @@ def test_sigmoid_affinities_are_normalised() -> None:
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_read_as_it_is(dtype: Any) -> None:
     probs = jnp.asarray(softmax((T, 8), 1), dtype)
-    got = compute({"router_probs": probs, "expert_index": choose(np.float32(probs), 2, 0)})
-    agree(got, 0, naive.router_signals(np.asarray(probs, np.float32), 2, choose(np.float32(probs), 2, 0)))
+    exact = np.asarray(probs, np.float32)
+    index = choose(exact, 2, 0)
+    agree(compute({"router_probs": probs, "expert_index": index}), 0, naive.router_signals(exact, 2, index))
 
 
 def test_padding_is_left_out() -> None:

@@ -90,7 +90,9 @@ def test_dtypes_of_indices(dtype: Any) -> None:
 
 
 def test_uint8_indices_of_256_experts() -> None:
-    (routers,) = collect({"router_probs": np.ones((2, 256)), "expert_index": np.uint8([[255], [0]])}, None, None)
+    (routers,) = collect(
+        {"router_probs": np.ones((2, 256)), "expert_index": np.array([[255], [0]], np.uint8)}, None, None
+    )
     (measured,) = measure([routers], ["load"])
     np.testing.assert_array_equal(np.flatnonzero(measured["load"][0]), [0, 255])
 

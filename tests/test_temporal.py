@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from test_program import intervals, run, twin
 
-from moe_rules_callback.program import Program
 from moe_rules_callback.language import parse_formula
+from moe_rules_callback.program import Program
 
 WINDOWS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33)
 

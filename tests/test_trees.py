@@ -83,16 +83,23 @@ def test_norm() -> None:
     }
     assert trees.norm(tree) == pytest.approx(np.sqrt(4 * 6 + 4), rel=1e-6)
     assert trees.norm({}) == 0
-    assert trees.norm({"a": np.float16([300.0] * 100)}) == pytest.approx(3000)  # the square overflows float16
+    assert trees.norm({"a": np.full(100, 300, np.float16)}) == pytest.approx(
+        3000
+    )  # the square overflows float16
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_stays_so(bad: float) -> None:
-    tree = {"router": np.array([bad, 1.0], np.float32), "experts": {"w": np.array([[[bad]], [[1.0]]], np.float32)}}
+    tree = {
+        "router": np.array([bad, 1.0], np.float32),
+        "experts": {"w": np.array([[[bad]], [[1.0]]], np.float32)},
+    }
     for function in (trees.norm, trees.router_share):
         assert not np.isfinite(function(tree))
     assert not np.isfinite(trees.expert_min_share(tree, {2}))
     assert not np.isfinite(trees.expert_cosine(tree, {2}))
+    elsewhere = {"router": np.ones(2, np.float32), "embed": np.array([bad], np.float32)}
+    assert np.isnan(trees.router_share(elsewhere))  # not 0, which would read as a starved router
 
 
 def test_gradients_of_zero() -> None:

@@ -1,0 +1,80 @@
+"""Which rules can be evaluated on the metrics at hand, and what is said about the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from audited import records
+
+from moe_rules_callback import Audit, MissingSignalError, UnknownNameError
+
+PROBS = np.random.default_rng(0).dirichlet(np.ones(4), (2, 8)).astype(np.float32)
+STEP = {"loss": np.float32(2), "router_probs": {"a": PROBS[0], "b": PROBS[1]}}
+
+
+@pytest.mark.parametrize("book", [None, "router_health", "nano_moe"])
+def test_shipped_books_run_on_what_there_is(book: Any, caplog: pytest.LogCaptureFixture) -> None:
+    audit = Audit(book)
+    rows = records(audit, [STEP])
+    assert len(rows.schema.rules) > 2
+    (warning,) = caplog.records
+    advice = {
+        "nano_moe": "pass 'params' for load_imbalance",
+        "router_health": "pass 'expert_index' or top_k= for dead_experts, load_collapse",
+    }
+    assert warning.getMessage() == (
+        f"rules without their signals are left out: {advice[book or 'router_health']}"
+    )
+
+
+def test_without_any_metrics_a_shipped_book_has_no_rules(caplog: pytest.LogCaptureFixture) -> None:
+    assert records(Audit(), [{}]).schema.rules == ()
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "metrics", "message"),
+    [
+        (
+            "high_load_cv",
+            STEP,
+            "rule 'r' needs the signal 'load_cv', which the metrics of this step do not give: pass "
+            "'expert_index' or top_k=. They are: loss, router_probs.",
+        ),
+        (
+            "low_router_entropy",
+            {"loss": 1.0},
+            "rule 'r' needs the signal 'router_entropy', which the metrics of this step do not give: pass "
+            "'router_probs' (or 'router_logits'). They are: loss.",
+        ),
+        (
+            "stable_loss",
+            {},
+            "rule 'r' needs the signal 'loss', which the metrics of this step do not give: pass 'loss'. "
+            "They are: none.",
+        ),
+        (
+            "high_router_z_loss",
+            STEP,
+            "rule 'r' needs the signal 'router_z_loss', which the metrics of this step do not give: pass "
+            "'router_logits'. They are: loss, router_probs.",
+        ),
+        (
+            "high_loss_spike_score & increasing_weight_norm",
+            {"loss": 1.0},
+            "rule 'r' needs the signal 'weight_norm', which the metrics of this step do not give: pass "
+            "'params'. They are: loss.",
+        ),
+    ],
+)
+def test_a_rule_of_the_users_own_needs_its_signals(rule: str, metrics: dict, message: str) -> None:
+    with pytest.raises(MissingSignalError) as error:
+        Audit({"r": rule}).init(metrics)
+    assert str(error.value) == message
+
+
+def test_unknown_names_are_refused_at_init() -> None:
+    with pytest.raises(UnknownNameError, match=r"^rule 'r': no predicate is called 'high_los'"):
+        Audit({"r": "high_los"}).init({"loss": 1.0})
