@@ -1,7 +1,8 @@
 """When a rule fires, in words.
 
 A rule fires when it is a risk that is TRUE or a health rule that is FALSE, from its warm-up on. An alert
-is raised when it begins to.
+is raised when it begins to, after at least `QUIET` rows in which it did not: a rule that flickers around
+its threshold is told once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import numpy as np
 from .formula import Rule
 from .records import Records, Schema, State
 from .syntax_hints import blank_comments
+
+
+QUIET = 32
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Watch:
     """Notices when rules begin to fire, over batches of records."""
 
     def __init__(self, schema: Schema) -> None:
-        self._firing = np.zeros(len(schema.rules), bool)
+        self._quiet = np.full(len(schema.rules), QUIET)  # rows since each rule last fired
 
     def __call__(self, records: Records) -> list[Alert]:
         """Alerts of a batch, in the order of their steps."""
@@ -60,10 +64,12 @@ class Watch:
         health = np.array([rule.kind == "health" for rule in rules], bool)
         warm = records.step[:, None] >= np.array([rule.warmup for rule in rules], int)
         firing = warm & np.where(risk, records.state == State.TRUE, health & (records.state == State.FALSE))
-        before = np.vstack([self._firing, firing])[:-1]
-        if len(records):
-            self._firing = firing[-1]
-        return [_alert(records, int(row), int(rule)) for row, rule in np.argwhere(firing & ~before)]
+        alerts = []
+        for row, fires in enumerate(firing):
+            begins = np.flatnonzero(fires & (self._quiet >= QUIET))
+            alerts += [_alert(records, row, int(rule)) for rule in begins]
+            self._quiet = np.where(fires, 0, self._quiet + 1)
+        return alerts
 
 
 def _alert(records: Records, row: int, number: int) -> Alert:

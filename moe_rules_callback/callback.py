@@ -196,6 +196,11 @@ class RuleAuditCallback:
 
         return open_history(self._store.path)
 
+    @property
+    def path(self) -> Path | None:
+        """The zarr store of the history; None while there is none."""
+        return None if isinstance(self._store, MemorySink) else self._store.path
+
     def flush(self) -> None:
         """Bring all rows to the sinks now and wait for them.
 

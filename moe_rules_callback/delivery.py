@@ -21,7 +21,7 @@ from .records import Records
 from .state import AuditState, Rows
 
 log = logging.getLogger("moe_rules_callback")
-WAITING = 64  # snapshots that may wait for a slow sink before rows are given up
+WAITING = 16  # snapshots that may wait for a slow sink before rows are given up
 
 
 @jax.jit

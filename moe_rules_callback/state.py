@@ -49,9 +49,14 @@ class AuditState:
 
 
 def find_state(tree: Any) -> AuditState | None:
-    """The first `AuditState` anywhere in a pytree, such as an optimizer's state."""
+    """The first `AuditState` anywhere in a pytree, such as an optimizer's state, with plain arrays."""
 
     def is_state(node: Any) -> bool:
         return isinstance(node, AuditState)
 
-    return next((leaf for leaf in jax.tree.leaves(tree, is_leaf=is_state) if is_state(leaf)), None)
+    found = next(filter(is_state, jax.tree.leaves(tree, is_leaf=is_state)), None)
+    if found is None:
+        return None
+    # nnx.Optimizer wraps each array of its state in a variable, which is a node of one leaf.
+    own = jax.tree.structure(found, is_leaf=lambda node: not isinstance(node, AuditState | Rows | tuple))
+    return jax.tree.unflatten(own, jax.tree.leaves(found))

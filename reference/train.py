@@ -240,8 +240,7 @@ def train(config: Config, say: Callable[[str], object] = print) -> Result:
     }
     say(report.conclusion(numbers, config, domains))
     history = None
-    if audit and jax.process_index() == 0:  # an earlier run may have left other stores in the directory
-        history = max(Path(config.logdir).glob("audit*.zarr"), key=lambda store: store.stat().st_mtime)
+    if audit and (history := audit.path):
         picture = history.with_suffix(".png")
         plot_audit(audit.history, picture)
         say(f"wrote {history} and {picture}; to see more: tensorboard --logdir {config.logdir}")

@@ -10,7 +10,7 @@ import pytest
 from collector import HOT, RULES, Collector
 
 from moe_rules_callback import Alert, Records, Rule, RuleAuditCallback, Schema, State
-from moe_rules_callback.alerts import Watch
+from moe_rules_callback.alerts import QUIET, Watch
 from moe_rules_callback.formula import Var
 from moe_rules_callback.language import parse_rule
 
@@ -40,16 +40,24 @@ def fired(rules: tuple[Rule, ...], *batches: Records) -> list[tuple[str, int]]:
     return [(alert.rule.name, alert.step) for batch in batches for alert in watch(batch)]
 
 
-def test_a_risk_fires_when_it_becomes_true_and_again_after_it_was_not():
+def test_a_risk_fires_when_it_becomes_true():
     rules = (rule("bad", kind="risk"),)
-    assert fired(rules, records(rules, (F,), (U,), (T,), (T,), (U,), (T,), (C,), (F,), (T,))) == [
-        ("bad", 2), ("bad", 5), ("bad", 8),
-    ]  # fmt: skip
+    assert fired(rules, records(rules, (F,), (U,), (C,), (T,), (T,))) == [("bad", 3)]
 
 
 def test_a_health_rule_fires_when_it_becomes_false():
     rules = (rule("good", kind="health"),)
-    assert fired(rules, records(rules, (T,), (F,), (F,), (U,), (C,), (F,))) == [("good", 1), ("good", 5)]
+    assert fired(rules, records(rules, (T,), (U,), (C,), (F,), (F,))) == [("good", 3)]
+
+
+@pytest.mark.parametrize(("quiet", "again"), [(1, 0), (QUIET - 1, 0), (QUIET, 1)])
+def test_a_rule_that_flickers_is_told_once(quiet: int, again: int):
+    rules = (rule("bad", kind="risk"), rule("other", kind="risk"))
+    rows = [(T, F), (T, F), *[(U, F)] * quiet, (T, F)]
+    expected = [("bad", 0), ("bad", quiet + 2)][: 1 + again]
+    assert fired(rules, records(rules, *rows)) == expected
+    batches = [records(rules, row, start=i) for i, row in enumerate(rows)]
+    assert fired(rules, *batches) == expected
 
 
 def test_a_rule_without_a_kind_never_fires():
@@ -66,9 +74,9 @@ def test_batches_are_one_history():
     rules = (rule("bad", kind="risk"),)
     batches = [
         records(rules, (F,), (T,)), records(rules, (T,), start=2), Records.empty(records(rules).schema),
-        records(rules, (T,), (F,), start=3), records(rules, (T,), start=5),
+        records(rules, (T,), *[(F,)] * QUIET, start=3), records(rules, (T,), start=4 + QUIET),
     ]  # fmt: skip
-    assert fired(rules, *batches) == [("bad", 1), ("bad", 5)]
+    assert fired(rules, *batches) == [("bad", 1), ("bad", 4 + QUIET)]
 
 
 def test_before_its_warm_up_a_rule_does_not_fire():
