@@ -108,7 +108,9 @@ def main() -> None:
         for audit in audits:
             audit.close()
     bare = np.array(seconds["bare"])
-    print(f"{options.rules}, {options.rounds} rounds of {options.steps} steps, {jax.devices()[0].device_kind}")
+    print(
+        f"{options.rules}, {options.rounds} rounds of {options.steps} steps, {jax.devices()[0].device_kind}"
+    )
     print(f"{'':8}{'ms a step':>12}{'ratio to bare: median':>24}{'quartiles':>18}")
     for name, times in seconds.items():
         low, ratio, high = np.quantile(np.array(times) / bare, [0.25, 0.5, 0.75])

@@ -7,7 +7,8 @@
     ├── MissingSignalError (LookupError) a rule needs a metric that the step does not pass
     ├── MetricsError (ValueError)        a metric has a shape or type that makes no sense
     ├── PluginError (RuntimeError)       two plugins disagree, or one is unusable
-    └── HistoryError (RuntimeError)      a history cannot be written or read
+    ├── HistoryError (RuntimeError)      a history cannot be written or read
+    └── TracingError (ValueError)        a function cannot be traced, queried or changed as asked
 
 Each message says what is wrong, the usual cause, and what to do.
 """
@@ -58,6 +59,10 @@ class PluginError(MoeRulesError, RuntimeError):
 
 class HistoryError(MoeRulesError, RuntimeError):
     """A history on disk cannot be written or read."""
+
+
+class TracingError(MoeRulesError, ValueError):
+    """A function cannot be traced, queried, tapped or changed as it was asked."""
 
 
 def closest(name: str, known: Iterable[str]) -> str:

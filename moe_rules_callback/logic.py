@@ -27,9 +27,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 
-def coefficients(
-    kind: str, weights: Sequence[float]
-) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
+def coefficients(kind: str, weights: Sequence[float]) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
     """Bias, coefficients and corner of "not", "and", "or", "nand", "nor" or "implies".
 
     With beta = 1, section 3 of Riegel et al.: and is 1 - sum w_i (1 - x_i), or is sum w_i x_i.

@@ -118,11 +118,12 @@ def measure(routers: Iterable[Routers], names: Iterable[str]) -> list[Statistics
     measured: list[Statistics] = []
     for (experts, k), members in groups.items():
         weight = jnp.concatenate([each.tokens for each in members])
-        weight = weight / jnp.maximum(weight.sum(), 1)
+        weight = weight / weight.sum()  # NaN when no layer has a token left
         values: dict[str, jax.Array] = {}
         for name in sorted(names):
             layers = jnp.concatenate([STATISTICS[name](each) for each in members])
-            pooled = (weight.reshape(-1, *(1,) * (layers.ndim - 1)) * layers).sum(0)
+            share = weight.reshape(-1, *(1,) * (layers.ndim - 1))
+            pooled = jnp.where(share == 0, 0, share * layers).sum(0)
             values[name] = jnp.concatenate([layers, pooled[None]])
         measured.append(Statistics(values, experts, k))
     return measured

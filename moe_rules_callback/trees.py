@@ -2,8 +2,8 @@
 
 A leaf belongs to a router when one part of its path is `router`, `gate`, `gating` or ends or begins with
 `router` (`mlp.router.kernel`, `router_weights`); `gate_proj` of a gated MLP does not count. It belongs to
-experts when a part is `experts` or `expert`, stacked on an axis of E, or numbered by the path
-(`experts.3.kernel`, `expert_3`).
+experts, and to no router, when a part is `experts` or `expert`, stacked on an axis of E, or numbered by
+the path (`experts.3.kernel`, `expert_3`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .errors import MissingSignalError
 
 ROUTER = re.compile(r"^(router|gate|gating|router_.*|.*_router|.*Router.*)$")
 EXPERTS = re.compile(r"^experts?$")
-NUMBERED = re.compile(r"^(?:experts?_)(\d+)$")
+NUMBERED = re.compile(r"^experts?_(\d+)$")
 
 Leaves = list[tuple[tuple[str, ...], jax.Array]]
 
@@ -43,6 +43,10 @@ def _share(part: jax.Array, whole: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(whole), part / jnp.maximum(whole, 1e-30), jnp.nan)
 
 
+def _of_expert(part: str) -> bool:
+    return bool(EXPERTS.match(part) or NUMBERED.match(part))
+
+
 def norm(tree: Any) -> jax.Array:
     """Euclidean norm over all floating-point leaves, float32 []."""
     return jnp.sqrt(_square(leaf for _, leaf in leaves(tree)))
@@ -55,7 +59,9 @@ def router_share(tree: Any) -> jax.Array:
         MissingSignalError: no path names a router.
     """
     every = leaves(tree)
-    routers = [leaf for path, leaf in every if any(map(ROUTER.match, path))]
+    routers = [
+        leaf for path, leaf in every if any(map(ROUTER.match, path)) and not any(map(_of_expert, path))
+    ]
     if not routers:
         raise MissingSignalError(
             "router_gradient_share finds no router in 'grads': no part of a path is 'router' or 'gate'. "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -171,12 +173,22 @@ def test_a_hundred_rules_are_hardly_more_equations_than_six() -> None:
     assert _equations(100) <= _equations(6) + 2
 
 
+@contextlib.contextmanager
+def float64() -> Iterator[None]:
+    """As `jax.enable_x64()`, which older releases of jax lack."""
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
 @pytest.mark.parametrize(
     "strict",
     [
         lambda: jax.numpy_dtype_promotion("strict"),
         lambda: jax.numpy_rank_promotion("raise"),
-        lambda: jax.enable_x64(),
+        float64,
     ],
     ids=["dtype promotion", "rank promotion", "x64"],
 )

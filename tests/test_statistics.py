@@ -131,3 +131,15 @@ def test_logits() -> None:
     expected = naive.logit_signals(logits)
     np.testing.assert_allclose(jnp.sqrt(measured["logit_square"][0]), expected["router_logit_rms"], rtol=1e-5)
     np.testing.assert_allclose(measured["log_partition_square"][0], expected["router_z_loss"], rtol=1e-5)
+
+
+def test_a_layer_without_tokens_does_not_count_in_the_pool() -> None:
+    probs = np.random.default_rng(0).dirichlet(np.ones(4), size=(2, 6)).astype(np.float32)
+    some, none = np.ones(6, bool), np.zeros(6, bool)
+    for masks, expected in (((some, none), probs[0].max(-1).mean()), ((none, none), np.nan)):
+        routers = collect(
+            {"router_probs": {"a": probs[0], "b": probs[1]}, "token_mask": dict(zip("ab", masks, strict=True))},
+            None, None,
+        )  # fmt: skip
+        (measured,) = measure(routers, ["confidence"])
+        np.testing.assert_allclose(measured["confidence"][-1], expected, rtol=1e-6)

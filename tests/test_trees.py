@@ -75,6 +75,15 @@ def test_router_share(path: str) -> None:
     assert trees.router_share(tree) == pytest.approx(np.sqrt(12 / 16), rel=1e-6)
 
 
+@pytest.mark.parametrize("part", ["experts", "expert_0"])
+def test_the_gate_of_an_expert_is_no_router(part: str) -> None:
+    tree = {
+        "router": np.full(1, 3.0, np.float32),
+        part: {"gate": {"kernel": np.full((1, 1), 4.0, np.float32)}},
+    }
+    assert trees.router_share(tree) == pytest.approx(3 / 5)
+
+
 def test_norm() -> None:
     tree = {
         "a": jnp.full((2, 3), 2.0, jnp.bfloat16),

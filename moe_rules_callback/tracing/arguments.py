@@ -9,6 +9,7 @@ that what the function changes in them reaches the caller's objects.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections import Counter
@@ -67,6 +68,15 @@ class Arguments:
         self.names = _unique(paths)
         avals = tuple((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in self.arrays)
         self.key = (self._tree, self._state_tree, self._graph, tuple(self._static), avals)
+
+    def abstract(self) -> Arguments:
+        """The same without hold on the caller's arrays and objects."""
+        copied = copy.copy(self)
+        copied._objects = [None] * len(self._objects)
+        copied.arrays = [
+            jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False)) for x in self.arrays
+        ]
+        return copied
 
     def call(self, fn: Callable[..., Any], arrays: Sequence[Any]) -> tuple[Any, list[Any]]:
         """fn on the arguments with other arrays in them: (its result, state of the NNX objects after it)."""

@@ -17,7 +17,9 @@ nothing of further results or of another function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import jax
@@ -95,17 +97,23 @@ class Evaluator:
         return [read(atom) for atom in jaxpr.outvars], taps
 
     def _act(self, action: Action, jaxpr: Jaxpr, i: int, values: Values) -> tuple[Values, Taps]:
-        path, count = action.site.path, action.site.count
+        path, count, eqn = action.site.path, action.site.count, jaxpr.eqns[i]
         taps: Taps = {}
 
         def compute(*inputs: Any) -> Values:
-            if count == 1:
-                outs, more = self._equation(jaxpr.eqns[i], path, list(inputs))
-                taps.update(more)
-                return outs
-            return run_group(jaxpr, i, count, inputs)
+            if count > 1:
+                return run_group(jaxpr, i, count, inputs)
+            outs, more = self._equation(eqn, path, list(inputs))
+            taps.update(more)
+            return outs
 
-        outs = compute(*values) if action.replace is None else action.replace(compute, values)
+        if action.replace is None:
+            outs = compute(*values)
+        else:
+            # What replaces a module's call stays in its scope, so that a second query finds it there.
+            scopes = eqn.source_info.name_stack[: shared_scopes(jaxpr, i, count)]
+            with source_info_util.set_name_stack(source_info_util.current_name_stack() + scopes):
+                outs = action.replace(compute, values)
         return outs, taps | {tap.name: tap.change(outs[tap.result]) for tap in action.taps}
 
     def _equation(self, eqn: JaxprEqn, path: Path, values: Values) -> tuple[Values, Taps]:
@@ -236,6 +244,13 @@ class Evaluator:
         return count
 
 
+def shared_scopes(jaxpr: Jaxpr, start: int, count: int) -> int:
+    """How many of the outermost scopes consecutive equations have in common."""
+    stacks = [eqn.source_info.name_stack.stack for eqn in jaxpr.eqns[start : start + count]]
+    same = takewhile(lambda names: len(set(names)) == 1, zip(*stacks, strict=False))
+    return sum(1 for _ in same)
+
+
 def bind(eqn: JaxprEqn, values: Sequence[Any]) -> Values:
     """The results of one equation, untouched: same primitive, parameters, names and source line."""
     bound: Any = eqn.primitive.get_bind_params(eqn.params)
@@ -261,21 +276,16 @@ def _one(eqn: JaxprEqn) -> tuple[Sequence[Any], Sequence[Any]]:
     return eqn.invars, eqn.outvars
 
 
-class _where:
-    """The equation's place in names of profiles, in tracebacks, and its mesh and configuration."""
-
-    def __init__(self, eqn: JaxprEqn) -> None:
-        info = eqn.source_info
-        stack = source_info_util.current_name_stack() + info.name_stack
-        self._contexts = source_info_util.user_context(info.traceback, name_stack=stack), eqn.ctx.manager
-
-    def __enter__(self) -> None:
-        for context in self._contexts:
-            context.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        for context in reversed(self._contexts):
-            context.__exit__(*error)
+@contextlib.contextmanager
+def _where(eqn: JaxprEqn) -> Iterator[None]:
+    """The equation's place in the names of profiles and in tracebacks, its mesh and its configuration."""
+    info, stack = eqn.source_info, source_info_util.current_name_stack()
+    inside = info.name_stack
+    # In a replacement its scopes have been entered already.
+    entered = max((n for n in range(1, len(inside) + 1) if stack.stack[-n:] == inside.stack[:n]), default=0)
+    stack += inside[entered:]
+    with source_info_util.user_context(info.traceback, name_stack=stack), eqn.ctx.manager:
+        yield
 
 
 def _sharding(value: Any) -> Any:

@@ -70,7 +70,7 @@ def chain_of(flow: Flow, operand: Value, axis: int) -> Chain | None:
             if value.var.aval.shape[-_rank(step.value) :] == step.value.var.aval.shape:
                 shift = _rank(value) - _rank(step.value)  # a scan's operand has one axis more
                 queue.append((Step(value, (step.span[0] + shift, step.span[1] + shift), None), here))
-            elif _rank(value) == _rank(step.value) - 1:  # out of a scan
+            elif _rank(value) == _rank(step.value) - 1 and step.span[0]:  # out of a scan
                 queue.append((Step(value, (step.span[0] - 1, step.span[1] - 1), None), here))
         if made is None:
             continue
@@ -82,14 +82,14 @@ def chain_of(flow: Flow, operand: Value, axis: int) -> Chain | None:
             if owner is not None and None not in pair:
                 return Chain(_unrolled(here), use.path, pair[owner], pair[1 - owner])
             continue
-        for k, span in sources(eqn, use.index, step.span):
+        for k, span in operands_with(eqn, use.index, step.span):
             value = operands[k]
             if value is not None:
                 queue.append((Step(value, span, None), here))
     return None
 
 
-def sources(eqn: JaxprEqn, result: int, span: Span) -> Iterator[tuple[int, Span]]:
+def operands_with(eqn: JaxprEqn, result: int, span: Span) -> Iterator[tuple[int, Span]]:
     """(operand, its axes) that hold what result `result` of the equation has in the axes `span`."""
     kind, shapes = tag(eqn), [getattr(v.aval, "shape", ()) for v in eqn.invars]
     shape = eqn.outvars[result].aval.shape

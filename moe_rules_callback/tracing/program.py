@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,21 +19,33 @@ class Program:
     Attributes:
         closed: the jaxpr, over the arrays among the arguments.
         names: of each input, a key path such as `['layers'][0]['moe']['router']['kernel']`.
-        arguments: the arguments it was traced with.
+        arguments: the arguments it was traced with, shapes in the place of arrays.
     """
 
-    def __init__(self, fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        self.fn, self.arguments = fn, Arguments(fn, args, kwargs)
+    def __init__(
+        self, fn: Callable[..., Any], arguments: Arguments, closed: ClosedJaxpr, results: Results
+    ) -> None:
+        self.fn, self.arguments, self.closed, self._results = fn, arguments.abstract(), closed, results
+        self.names = arguments.names
+
+    @classmethod
+    def of(cls, fn: Callable[..., Any], arguments: Arguments) -> Program:
+        """Traces `fn`, which is not run."""
         taken_apart: list[Results] = []
 
         def flat(*arrays: Any) -> list[Any]:
-            results = Results(self.arguments.call(fn, arrays))
+            results = Results(arguments.call(fn, arrays))
             taken_apart.append(results)
             return results.arrays
 
-        self.closed: ClosedJaxpr = jax.make_jaxpr(flat)(*self.arguments.arrays)
-        self._results = taken_apart[-1]
-        self.names = self.arguments.names
+        closed = jax.make_jaxpr(flat)(*arguments.arrays)
+        return cls(fn, arguments, closed, taken_apart[-1])
+
+    def changed(self, evaluator: Evaluator) -> Program:
+        """The program with the evaluator's replacements in it."""
+        jaxpr, consts = self.closed.jaxpr, self.closed.consts
+        closed = jax.make_jaxpr(lambda *xs: evaluator.run(jaxpr, consts, xs)[0])(*self.arguments.arrays)
+        return Program(self.fn, self.arguments, closed, self._results)
 
     def same(self, arguments: Arguments) -> None:
         """Check that the program can be run on these arguments.

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from jax.extend import source_info_util
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 Path = tuple[int, ...]
@@ -87,6 +88,11 @@ def walk(jaxpr: Jaxpr, frame: Path = ()) -> Iterator[tuple[Path, JaxprEqn]]:
 def enclosing(path: Path) -> Iterator[Path]:
     """Paths of the equations around one, outermost first."""
     return (path[:n] for n in range(1, len(path), 2))
+
+
+def source_of(eqn: JaxprEqn) -> str:
+    """`model.py:41 (moe)`, the user's line that an equation comes from, or ''."""
+    return source_info_util.summarize(eqn.source_info).rpartition("/")[2]
 
 
 def boundary(jaxpr: Jaxpr, start: int, count: int) -> tuple[list[Any], list[Var]]:

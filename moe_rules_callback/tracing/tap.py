@@ -1,0 +1,90 @@
+"""The routers' probabilities out of a function that throws them away.
+
+    loss, probs = tap(loss_fn)(params, batch)
+    probs["['layers']['router']['kernel']"]              # [layers, tokens, experts]
+
+    (loss, probs), grads = jax.value_and_grad(tap(loss_fn), has_aux=True)(params, batch)
+    step = jax.jit(tap(train_step))                      # (its results, probs)
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .arguments import Arguments
+from .evaluate import Action, Evaluator, Tap
+from .flow import Flow, Value
+from .logits import Span
+from .program import Program
+from .routers import Choice, Router, discover
+from .walk import Path, Site
+
+
+def tap(fn: Callable[..., Any], *, routers: Choice = None) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
+    """The function with its routers' probabilities as a further result.
+
+    Its own results and gradients stay what they are, to the bit. Works under jit, grad, vmap and scan; call it
+    inside your `jax.jit`, or give it a jitted function. Anything else it traces anew in every call.
+
+    Args:
+        fn: a forward pass, a loss or a whole training step.
+        routers: which ones: None for all that `discover_routers` finds, or names, or a function of a `Router`.
+
+    Returns:
+        A function of the same arguments that returns (result of `fn`, {name: array}). An array is
+        [tokens, experts] float, with a leading axis for each scan around the router; leading axes of the
+        batch are flattened into tokens. It holds the probabilities where the model has a softmax over
+        the experts, else sigmoid scores or logits: `Router.kind` tells. Under `cond` a branch that was not
+        taken gives zeros; in a `while` the last turn counts.
+
+    Raises:
+        TracingError: when called: no router is found, none has a wanted name, or one lies inside a function
+            with its own derivative rule.
+    """
+    kept: dict[Any, tuple[Program, Evaluator]] = {}
+
+    @functools.wraps(fn)
+    def tapped(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, jax.Array]]:
+        arguments = Arguments(fn, args, kwargs)
+        # Only a jitted function is bound to what it saw when it was traced.
+        concrete = hasattr(fn, "lower") and not any(isinstance(x, jax.core.Tracer) for x in arguments.arrays)
+        made = kept.get(arguments.key) if concrete else None
+        if made is None:
+            program = Program.of(fn, arguments)
+            flow = Flow(program.closed)
+            actions = _actions(flow, discover(program).chosen(routers))
+            made = program, Evaluator(actions)
+            if concrete:
+                kept[arguments.key] = made
+        program, evaluator = made
+        return program.run(evaluator, arguments)
+
+    return tapped
+
+
+def _actions(flow: Flow, routers: Iterable[Router]) -> list[Action]:
+    taps: dict[Path, list[Tap]] = {}
+    for router in routers:
+        assert router.tapped is not None  # `chosen` gives only those
+        path, result = site_of(flow, router.tapped.value)
+        change = functools.partial(by_expert, span=router.tapped.span)
+        taps.setdefault(path, []).append(Tap(router.name, result, change))
+    return [Action(Site(path), taps=tuple(here)) for path, here in taps.items()]
+
+
+def site_of(flow: Flow, value: Value) -> tuple[Path, int]:
+    """The outermost equation that returns a value, and the number of the result."""
+    return flow.made[flow.lifted(value)]
+
+
+def by_expert(x: jax.Array, span: Span) -> jax.Array:
+    """[.., experts, ..] with the experts in the axes `span`  ->  [tokens, experts]."""
+    ahead, experts, behind = x.shape[: span[0]], math.prod(x.shape[slice(*span)]), x.shape[span[1] :]
+    x = jnp.moveaxis(x.reshape(*ahead, experts, *behind), len(ahead), -1)
+    return x.reshape(-1, experts)
