@@ -15,7 +15,6 @@ from .formula import Rule
 from .records import Records, Schema, State
 from .syntax_hints import blank_comments
 
-
 QUIET = 32
 
 

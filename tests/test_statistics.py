@@ -137,9 +137,7 @@ def test_a_layer_without_tokens_does_not_count_in_the_pool() -> None:
     probs = np.random.default_rng(0).dirichlet(np.ones(4), size=(2, 6)).astype(np.float32)
     some, none = np.ones(6, bool), np.zeros(6, bool)
     for masks, expected in (((some, none), probs[0].max(-1).mean()), ((none, none), np.nan)):
-        routers = collect(
-            {"router_probs": {"a": probs[0], "b": probs[1]}, "token_mask": dict(zip("ab", masks, strict=True))},
-            None, None,
-        )  # fmt: skip
+        by_layer = [dict(zip("ab", values, strict=True)) for values in (probs, masks)]
+        routers = collect({"router_probs": by_layer[0], "token_mask": by_layer[1]}, None, None)
         (measured,) = measure(routers, ["confidence"])
         np.testing.assert_allclose(measured["confidence"][-1], expected, rtol=1e-6)
