@@ -3,4 +3,7 @@
 - `optax`: the audit as a gradient transformation, its state in the optimizer's.
 - `flax_nnx`: router probabilities from NNX intermediates; the audit inside an `nnx.Optimizer`.
 - `flax_linen`: router probabilities from Linen's `sow`; a `TrainState` that hands metrics on.
+- `equinox`: router probabilities from a model nobody changed, or from an `eqx.nn.State`.
+- `penzai`: router probabilities from selected layers; named axes put in order.
+- `haiku`: router probabilities by way of Haiku's state, recorded by a method interceptor.
 """

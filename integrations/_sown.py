@@ -2,7 +2,7 @@
 
     [(("blocks", 2, "moe", "router_probs"), (probs,))]  ->  {"blocks/2/moe": probs}
 
-Both Flax libraries record values under the path of a module: an array where it was assigned, a tuple
+Flax, Haiku and Equinox record values under the path of a module: an array where it was assigned, a tuple
 with one entry per call of the module where it was sown.
 """
 
@@ -47,6 +47,11 @@ def probs_by_layer(recorded: Iterable[Entry], name: str) -> dict[str, jax.Array]
             "router_probs(intermediates, name=...) and pass its result as the metric `router_probs`."
         )
     return layers
+
+
+def layer_name(path: Iterable[Any]) -> str:
+    """Path of a node in a pytree, as `jax.tree_util` gives it: `blocks/2/router`."""
+    return "/".join(str(key).strip(".[]'") for key in path)
 
 
 def _joined(path: str, value: Any) -> jax.Array:

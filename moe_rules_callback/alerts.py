@@ -7,6 +7,7 @@ its threshold is told once.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from .formula import Rule
 from .records import Records, Schema, State
 from .syntax_hints import blank_comments
 
+log = logging.getLogger("moe_rules_callback")
 QUIET = 32
 
 
@@ -55,9 +57,11 @@ class Watch:
 
     def __init__(self, schema: Schema) -> None:
         self._quiet = np.full(len(schema.rules), QUIET)  # rows since each rule last fired
+        self._blind = [i for i, signal in enumerate(schema.signals) if signal.per_layer]
 
     def __call__(self, records: Records) -> list[Alert]:
         """Alerts of a batch, in the order of their steps."""
+        self._look(records)
         rules = records.schema.rules
         risk = np.array([rule.kind == "risk" for rule in rules], bool)
         health = np.array([rule.kind == "health" for rule in rules], bool)
@@ -69,6 +73,19 @@ class Watch:
             alerts += [_alert(records, row, int(rule)) for rule in begins]
             self._quiet = np.where(fires, 0, self._quiet + 1)
         return alerts
+
+    def _look(self, records: Records) -> None:
+        """Warn when a run begins with nothing but NaN from its routers."""
+        if len(records) and self._blind:
+            names = [records.schema.signal_names[i] for i in self._blind]
+            if np.isnan(records.signal_value[:, self._blind]).all():
+                log.warning(
+                    "%s: NaN in each of the first %d rows, so that rules over them are UNKNOWN. Usual "
+                    "causes: logits passed as 'router_probs' (pass them as 'router_logits'), a token_mask "
+                    "that leaves no token, or a model that has diverged.",
+                    ", ".join(names), len(records),
+                )  # fmt: skip
+            self._blind = []
 
 
 def _alert(records: Records, row: int, number: int) -> Alert:

@@ -64,6 +64,8 @@ class Audit:
         rows: int = 256,
         plugin_manager: pluggy.PluginManager | None = None,
     ) -> None:
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise MetricsError(f"top_k is {top_k!r}; it counts the experts that a token uses: 1, 2, ..")
         self._manager = plugin_manager or plugins.get_plugin_manager()
         self._top_k, self._layer_axis = top_k, layer_axis
         book = load_rules(rules)
@@ -113,7 +115,8 @@ class Audit:
         """
         metrics = self._adapted(metrics)
         layout = Layout.of_metrics(metrics, self._top_k, self._layer_axis)
-        self._plan = Plan(Vocabulary(layout, self._signals, self._predicates), **self._settings)
+        vocabulary = Vocabulary(layout, metrics, self._signals, self._predicates)
+        self._plan = Plan(vocabulary, **self._settings)
         return self._plan.init()
 
     def update(self, state: AuditState, metrics: Mapping[str, Any], step: Any = None) -> AuditState:
@@ -138,7 +141,7 @@ class Audit:
         """The metrics that the rules and signals read; the others need not enter a jitted function."""
         metrics = _checked(metrics)
         if "*" in (needed := self.plan.metrics):
-            return {key: value for key, value in metrics.items() if not isinstance(value, str)}
+            return metrics
         return {key: value for key, value in metrics.items() if key in needed or key == "intermediates"}
 
     def records(self, rows: Rows, numbers: np.ndarray, wall_time: np.ndarray) -> Records:
@@ -180,12 +183,13 @@ class Audit:
         before = self.plan.layout
         if layout.routers != before.routers:
             raise MetricsError(
-                f"the routers differ from those given to init: (layers, experts, experts per token) are "
-                f"{layout.routers}, and were {before.routers}. Call init again, or pass the same layers."
+                f"the routers differ from those of the first step: (layers, experts, experts per token) are "
+                f"{layout.routers or 'none'}, and were {before.routers or 'none'}. Pass the same layers at "
+                f"every step, and make a new audit for another model."
             )
         if absent := self.plan.metrics - layout.metrics - {"*"}:
             raise MetricsError(
-                f"the metrics of this step lack {', '.join(sorted(absent))}, which init was shown. "
+                f"the metrics of this step lack {', '.join(sorted(absent))}, which the first step had. "
                 f"Pass every metric at every step; float('nan') stands for a scalar that has no value now."
             )
 
@@ -196,4 +200,7 @@ def _checked(metrics: Any) -> dict[str, Any]:
             f"the metrics are a {type(metrics).__name__}; expected a mapping such as "
             f"{{'loss': loss, 'router_probs': probs}}. Does the step return them, and in this place?"
         )
-    return dict(metrics)
+    # Trainers' dictionaries also hold names and things that are absent.
+    return {
+        key: value for key, value in metrics.items() if not (value is None or isinstance(value, str | bytes))
+    }

@@ -13,23 +13,20 @@ Beside the step, `on_step` is one asynchronous dispatch. Inside the step, carry 
 
 from __future__ import annotations
 
-import atexit
-import concurrent.futures.thread  # noqa: F401  before _close_at_exit, see there
 import logging
-import math
-import threading
 import time
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
-from jax.core import Tracer
+import jax.numpy as jnp
 
 from .alerts import Watch
+from .at_exit import close_at_exit
 from .audit import Audit
+from .beside import Beside
 from .delivery import Delivery
 from .errors import HistoryError, MetricsError
 from .hookspecs import hookimpl
@@ -100,15 +97,14 @@ class RuleAuditCallback:
         )  # fmt: skip
         self._safely = Safely(self._manager)
         self._flush_every, self._resume, self._config = flush_every, resume, dict(config or {})
-        self._update: Any = None
+        self._beside: Beside | None = None
         self._latest: Any = None  # the newest AuditState, or a tree that holds it
         self._delivery: Delivery | None = None
         self._run: Run | None = None
         self._closed = False
         self._calls = self._sent_calls = 0
-        self._shown: set[str] = set()  # metrics of the first step, and later ones that were reported
         self._last_sent = time.monotonic()
-        _close_at_exit(self)
+        close_at_exit(self)
 
     # Beside the step.
 
@@ -118,7 +114,8 @@ class RuleAuditCallback:
         Args:
             metrics: `loss`, `router_probs` [.., tokens, experts] or `router_logits`, `expert_index`,
                 `token_mask`, `params`, `grads` and any scalars; on any device, sharded, or NumPy.
-            step: its number; None: one more than the last.
+            step: its number, at least 0; None: one more than the last, also of a run that is resumed (with
+                several processes pass it, since only one of them sees the history).
 
         Raises:
             UnknownNameError, MissingSignalError, MetricsError: at the first step, if a rule cannot be
@@ -127,11 +124,10 @@ class RuleAuditCallback:
         self._check_open()
         # NaN stands for what a step does not have, and numbers of the host are meant to be transferred.
         with jax.debug_nans(False), jax.transfer_guard_host_to_device("allow"):
-            if self._update is None:
-                self._update, self._latest = self._place(self.audit.init(metrics), metrics)
-                self._shown = set(metrics)
+            if self._beside is None:
+                self._beside = Beside(self.audit, metrics, self._step_before())
                 self._begin()
-            self._latest = self._update(self._latest, self._complete(metrics), step)
+            self._latest = self._beside.step(metrics, step)
         self._tick(self._flush_every)
         self._safely("on_step", metrics=metrics, step=step)
 
@@ -149,7 +145,7 @@ class RuleAuditCallback:
 
     def init(self, metrics: Mapping[str, Any]) -> AuditState:
         """State before the first step, see `Audit.init`."""
-        return self.audit.init(metrics)
+        return replace(self.audit.init(metrics), step=jnp.int32(self._step_before()))
 
     def update(self, state: AuditState, metrics: Mapping[str, Any], step: Any = None) -> AuditState:
         """Take in one step; pure, see `Audit.update`."""
@@ -245,6 +241,12 @@ class RuleAuditCallback:
     def _writes(self) -> bool:
         return jax.process_index() == 0
 
+    def _step_before(self) -> int:
+        """The last step of the history that is resumed; -1 where none is."""
+        if not self._resume or isinstance(self._store, MemorySink) or jax.process_count() > 1:
+            return -1
+        return self._store.last_step(self._logdir)
+
     def _check_open(self) -> None:
         if self._closed:
             raise HistoryError("this callback is closed: make a new one for another run.")
@@ -275,42 +277,6 @@ class RuleAuditCallback:
 
         self._delivery = Delivery(self.audit.records, receive)
 
-    def _place(
-        self, state: AuditState, metrics: Mapping[str, Any]
-    ) -> tuple[Callable[..., AuditState], AuditState]:
-        """A jitted update, and the state where the metrics are: replicated over their mesh when sharded."""
-        replicated = None
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(metrics)):
-            raise MetricsError(
-                "on_step was called inside a function that JAX traces, where it would run once and never "
-                "again. Return the metrics from the step and call on_step in the loop; or carry a state "
-                "through it, state = audit.update(state, metrics), and call audit.drain(state) in the loop."
-            )
-        for leaf in jax.tree.leaves(self.audit.select(metrics)):
-            sharding = getattr(leaf, "sharding", None)
-            if isinstance(sharding, jax.sharding.NamedSharding) and len(sharding.device_set) > 1:
-                replicated = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-                break
-        update = jax.jit(self.audit.update, donate_argnums=0, out_shardings=replicated)
-        return update, state if replicated is None else jax.device_put(state, replicated)
-
-    def _complete(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """What the rules read; a scalar that this step does not have is NaN."""
-        chosen = self.audit.select(metrics)
-        for name in self.audit.plan.layout.scalars:
-            value = chosen.get(name, math.nan)
-            if isinstance(value, int | float | np.generic | np.ndarray):
-                # One dtype: 1, 0.5 and an absent scalar share a compilation, and 2**31 fits.
-                chosen[name] = np.float32(value)
-        if late := metrics.keys() - self._shown:
-            self._shown |= late
-            log.warning(
-                "not recorded, because the first step did not have it: %s. Pass float('nan') for what has no "
-                "value yet.",
-                ", ".join(sorted(late)),
-            )
-        return chosen
-
     def _tick(self, every: int) -> None:
         """Count a call; send a snapshot after `every` of them, or when the last is long ago."""
         self._calls += 1
@@ -339,22 +305,4 @@ class RuleAuditCallback:
 
 def _is_store(sink: Any) -> bool:
     """Whether a sink is a `ZarrSink`, without importing zarr to find out."""
-    return type(sink).__name__ == "ZarrSink"
-
-
-def _close_at_exit(callback: RuleAuditCallback) -> None:
-    """Close a callback that was never closed when Python ends.
-
-    Functions of `atexit` run when threads have been joined and every executor refuses work, which zarr writes
-    with. `threading` has a list of its own, last in first out, that the executors' shutdown stands in, too.
-    """
-    register = atexit.register
-    if threading.current_thread() is threading.main_thread():  # other threads may still be training by then
-        register = getattr(threading, "_register_atexit", register)
-    reference = weakref.ref(callback)
-
-    def close() -> None:
-        if (alive := reference()) is not None:
-            alive.close()
-
-    register(close)
+    return any(base.__name__ == "ZarrSink" for base in type(sink).__mro__)

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     plot.add_argument("history", type=Path, help="log directory of a run, or the path of its audit.zarr")
     plot.add_argument(
-        "--out", type=Path, help="picture, .png or .svg (default: audit.png beside the history)"
+        "--out", type=_picture, help="picture, .png or .svg (default: audit.png beside the history)"
     )
     plot.set_defaults(run=_plot)
 
@@ -63,6 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     rules.add_argument("book", nargs="?", default=DEFAULT_BOOK, help="name of a shipped book, or a TOML file")
     rules.set_defaults(run=_rules)
     return parser
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"{text!r} ends neither in .png nor in .svg")
+    return path
 
 
 def _plot(options: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ from .formula import Rule
 from .records import Schema, State
 
 SCHEMA_VERSION = 1
+SHARE = "share of assignments an expert gets; of first choices if k is not known"
 BOUNDS = ("lower", "upper")
 
 
@@ -52,7 +53,13 @@ def columns(schema: Schema) -> tuple[Column, ...]:
     nan, flags = float("nan"), {}
     flags["flag_values"] = [int(state) for state in State]
     flags["flag_meanings"] = " ".join(state.name.lower() for state in State)
-    share = _column("expert_share", "layer expert", "float32", nan, "share of assignments an expert gets")
+    share = _column(
+        "expert_share",
+        "layer expert",
+        "float32",
+        nan,
+        SHARE,
+    )
     return (
         _column("truth", "rule bound", "float32", nan, "truth interval: any layer for a risk, else all"),
         _column("truth_layer", "rule layer bound", "float32", nan, "truth interval in each layer"),

@@ -1,7 +1,8 @@
 """One rule on given truth intervals, for trying it out.
 
-evaluate("0.85 :: a & ~b", {"a": (0.9, 0.95), "b": (0.2, 0.3)})
-# Evaluation(interval=Interval(lower=0.6, upper=0.75), state=<State.UNKNOWN: 2>)
+    interval, state = evaluate("0.85 :: a & ~b", {"a": (0.9, 0.95), "b": (0.2, 0.3)})
+
+gives the interval [.6, .75] to float32 precision, and State.UNKNOWN.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def evaluate(rule: str | Rule, truth: Mapping[str, Any]) -> Evaluation:
         UnknownNameError: a predicate of the rule has no interval.
         MetricsError: an interval is not one or two numbers in 0..1.
     """
-    rule = parse_rule(rule) if isinstance(rule, str) else rule
+    rule = rule if isinstance(rule, Rule) else parse_rule(rule)
     program = Program([rule.formula])
     for name in program.atoms:
         if name not in truth:

@@ -13,7 +13,8 @@ A plugin is any object or module whose methods carry `hookimpl`:
 
 or a distribution with an entry point in the group `moe_rules_callback`. A method may take any subset
 of a hook's arguments, without defaults: pluggy passes nothing to an argument that has one. A plugin
-that raises is reported once, with its name, and switched off; training goes on.
+that raises in an event is reported once, with its name, and switched off; training goes on. One that
+raises in a contribution is an error before training begins.
 
 Hooks run on the host. `on_records` and `on_alert` run on the audit's own thread, where a plugin may read
 `callback.history` but not call `flush` or `close`, which wait for that thread. The others run on the thread

@@ -130,6 +130,10 @@ def collect(metrics: Mapping[str, Any], top_k: int | None, layer_axis: int | Non
     """
     arrays = {key: _layers(metrics[key], key) for key in ROUTER_METRICS if key in metrics}
     main = arrays.get("router_probs") or arrays.get("router_logits") or {}
+    if empty := [key for key, found in arrays.items() if not found]:
+        raise MetricsError(
+            f"{empty[0]} holds no array. Pass one for every layer with a router, or leave the key out."
+        )
     if arrays.get("token_mask", {}).keys() == {"router"}:  # one mask for all layers
         arrays["token_mask"] = dict.fromkeys(main, arrays["token_mask"]["router"])
     for key, given in arrays.items():
@@ -181,7 +185,7 @@ def _layers(value: Any, key: str, prefix: str = "") -> dict[str, Any]:
         raise MetricsError(
             f"{key}{' of ' + prefix if prefix else ''} is a {type(value).__name__}, not an array, a list of "
             f"arrays or a mapping layer -> array. If it is an object of a training framework, pass it as "
-            f"'intermediates' and import that framework's adapter from moe_rules_callback.integrations."
+            f"'intermediates': moe_rules_callback.integrations knows some."
         )
     return {prefix or "router": value}
 

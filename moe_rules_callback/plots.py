@@ -145,18 +145,19 @@ def _style(axes: Axes, title: str, note: str) -> None:
 
 
 def _rolling_mean(values: np.ndarray, rows: int) -> tuple[np.ndarray, str]:
-    """Mean of the finite values among the last `rows`, at most a tenth of all, and a note that says so.
+    """Mean of the finite values among the `rows` around each, at most a tenth of all, and a note of it.
 
-    NaN stays where a value is not finite.
+    Centred, so that a curve stands where its data do. NaN stays where a value is not finite.
     """
     window = min(rows, len(values) // 10)
     if window < 2:
         return values, "every row"
     finite = np.isfinite(values)
-    sums, counts = np.cumsum(np.where(finite, values, 0.0)), np.cumsum(finite)
-    sums[window:] -= sums[:-window].copy()
-    counts[window:] -= counts[:-window].copy()
-    return np.where(finite, sums / np.maximum(counts, 1), np.nan), f"rolling mean of {window} rows"
+    ends = np.arange(len(values)) + (window + 1) // 2
+    begin, end = np.maximum(ends - window, 0), np.minimum(ends, len(values))
+    sums, counts = (np.concatenate([[0], np.cumsum(x)]) for x in (np.where(finite, values, 0.0), finite))
+    means = (sums[end] - sums[begin]) / np.maximum(counts[end] - counts[begin], 1)
+    return np.where(finite, means, np.nan), f"rolling mean of {window} rows"
 
 
 def _bins(step: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ import itertools
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import pluggy
@@ -32,7 +33,13 @@ VALUES = {
     "provide_predicates": ((Predicate,), "a Predicate"),
     "provide_rules": ((Rule, str), "a Rule or its text"),
 }
-ADAPTERS = {"flax.nnx": "flax_nnx", "flax.linen": "flax_linen"}  # framework -> module of integrations
+ADAPTERS = {  # framework -> module of integrations
+    "flax.nnx": "flax_nnx",
+    "flax.linen": "flax_linen",
+    "equinox": "equinox",
+    "penzai": "penzai",
+    "haiku": "haiku",
+}
 
 
 def get_plugin_manager(plugins: Iterable[Any] = ()) -> pluggy.PluginManager:
@@ -45,7 +52,9 @@ def get_plugin_manager(plugins: Iterable[Any] = ()) -> pluggy.PluginManager:
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     try:
-        manager.load_setuptools_entrypoints(hookspecs.PROJECT)
+        for entry in entry_points(group=hookspecs.PROJECT):
+            if (plugin := _loaded(entry)) is not None:
+                manager.register(plugin, entry.name)
         for plugin in plugins:
             manager.register(plugin, name := _free_name(manager, plugin))
             if not manager.get_hookcallers(plugin):
@@ -117,6 +126,15 @@ def find_router_probs(manager: pluggy.PluginManager, source: Any) -> Any:
             f"plugin with the hook find_router_probs."
         )
     return found
+
+
+def _loaded(entry: EntryPoint) -> Any:
+    """The plugin of an installed distribution; one that cannot be imported is reported and left out."""
+    try:
+        return entry.load()
+    except Exception:
+        log.exception("plugin '%s' (%s) cannot be imported and is left out", entry.name, entry.value)
+        return None
 
 
 class Safely:

@@ -41,7 +41,7 @@ class Productions:
         threshold = DEFAULT_THRESHOLD if token is None else float(token)
         if not 0.5 < threshold <= 1.0:
             message = f"the threshold {token} is not in (0.5, 1]"
-            hint = "A rule is TRUE when the lower bound of its truth reaches the threshold."
+            hint = "A rule is TRUE when its lower bound reaches the threshold. For the opposite, negate it."
             if 50 < threshold <= 100:
                 hint = f"Write it as a fraction: `{threshold / 100:g} ::`."
             raise Fault(_offset(token), message, hint)

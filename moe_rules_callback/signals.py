@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,8 @@ def _cv(share: jax.Array) -> jax.Array:
 
 
 def _log(experts: int) -> float:
-    return math.log(experts) if experts > 1 else 1.0
+    """ln E; NaN for one expert, of which there is nothing to choose and nothing to judge."""
+    return math.log(experts) if experts > 1 else math.nan
 
 
 def router_entropy(s: Statistics) -> jax.Array:
@@ -278,11 +279,12 @@ def shipped() -> dict[str, Signal]:
 
 
 def scalar(name: str) -> Signal:
-    """The signal that is a scalar of the step itself."""
-    return Signal(
-        lambda metrics: jnp.asarray(metrics[name], jnp.float32),
-        (name,),
-        long_name=name.replace("_", " "),
-        units="nat" if name == "loss" else "1",
-        ramps=SCALAR_RAMPS.get(name),
-    )
+    """The signal that is a scalar of the step itself; under a shipped signal's name it means the same."""
+
+    def given(metrics: Mapping[str, Any]) -> jax.Array:
+        return jnp.asarray(metrics[name], jnp.float32)
+
+    if (same := shipped().get(name)) is not None:
+        return replace(same, compute=given, needs=(name,), source="metrics", window=0)
+    units = "nat" if name == "loss" else "1"
+    return Signal(given, (name,), long_name=name.replace("_", " "), units=units, ramps=SCALAR_RAMPS.get(name))

@@ -3,7 +3,7 @@
 A leaf belongs to a router when one part of its path is `router`, `gate`, `gating` or ends or begins with
 `router` (`mlp.router.kernel`, `router_weights`); `gate_proj` of a gated MLP does not count. It belongs to
 experts, and to no router, when a part is `experts` or `expert`, stacked on an axis of E, or numbered by
-the path (`experts.3.kernel`, `expert_3`).
+the path (`experts.3.kernel`, `expert_3`). A key such as Haiku's `model/block_0/router` is several parts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def leaves(tree: Any) -> Leaves:
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating):
             names = (str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
-            found.append((tuple(names), leaf))
+            found.append((tuple("/".join(names).split("/")), leaf))
     return found
 
 

@@ -1,7 +1,7 @@
 """What a window of rows says: trends against their own noise, and scores against the recent past.
 
-Rows are [window, channels] in any order, with `age` [window]: 0 for the newest row, window - 1 for the
-oldest. Rows that are not finite are left out. `Lookbacks` keeps the windows of a running audit in rings;
+Rows are [window, channels] in the order of a ring, with `age` [window]: 0 for the newest row, window - 1
+for the oldest. Rows that are not finite are left out. `Lookbacks` keeps the windows of a running audit in rings;
 until a window has filled its results are NaN.
 """
 
@@ -16,14 +16,17 @@ from jax.scipy.special import ndtr
 
 Function = Callable[[jax.Array, jax.Array], jax.Array]
 TINY = 1e-30
+NOISE = 2.0  # standard errors within which a slope is none
 ROUNDING = 1e-6  # relative size of a difference between float32 values that means nothing
 
 
 def line(rows: jax.Array, age: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Least-squares line through the finite rows: slope per row, its standard error, and the mean.
 
-    The standard error has a floor where the rows differ by no more than float32 rounding, so that a
-    constant has no trend. NaN with fewer than three finite rows.
+    The standard error counts rows that resemble their neighbours as fewer (n (1 - r) / (1 + r) of them,
+    r the lag-1 autocorrelation of the residuals: Santer et al. 2000, J. Geophys. Res. 105, section 4). It
+    has a floor where the rows differ by no more than float32 rounding, so that a constant has no trend.
+    NaN with fewer than three finite rows.
     """
     finite = jnp.isfinite(rows)
     weight = finite.astype(rows.dtype)
@@ -35,16 +38,25 @@ def line(rows: jax.Array, age: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     y = weight * (y - mean)
     spread = jnp.square(x).sum(0)
     slope = (x * y).sum(0) / spread
-    residual = jnp.square(y - slope * x).sum(0) / (count - 2)
-    error = jnp.sqrt((residual + jnp.square(ROUNDING * mean) + TINY) / spread)
+    residual = weight * (y - slope * x)
+    squares = jnp.square(residual).sum(0)
+    # Rows stand in the order of a ring: each after the one before it, except the oldest.
+    before = jnp.where((age == rows.shape[0] - 1)[:, None], 0.0, jnp.roll(residual, 1, axis=0))
+    r = jnp.clip((residual * before).sum(0) / (squares + TINY), 0.0, 0.95)
+    variance = squares / (count - 2) * (1 + r) / (1 - r) + jnp.square(ROUNDING * mean) + TINY
+    error = jnp.sqrt(variance / spread)
     enough = count >= 3
     return jnp.where(enough, slope, jnp.nan), error, mean
 
 
 def rising(rows: jax.Array, age: jax.Array) -> jax.Array:
-    """Phi(slope / standard error) in 0..1: the confidence that the rows rise, .5 without a trend."""
+    """Confidence in 0..1 that the rows rise; .5 while the slope is within 2 standard errors of 0.
+
+    Phi(|z| - 2) beyond, with the sign of z = slope / standard error: noise has no trend.
+    """
     slope, error, _ = line(rows, age)
-    return ndtr(slope / error)
+    z = slope / error
+    return ndtr(jnp.sign(z) * jnp.maximum(jnp.abs(z) - NOISE, 0.0))
 
 
 def steadiness(rows: jax.Array, age: jax.Array) -> jax.Array:

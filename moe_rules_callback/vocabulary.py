@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
-from .errors import MissingSignalError, UnknownNameError
+from .errors import MissingSignalError, UnknownNameError, closest
 from .formula import Rule, variables
-from .metrics import ROUTER_METRICS, Routers, collect, scalars
+from .metrics import ROUTER_METRICS, TREES, Routers, collect, scalars
 from .predicates import Predicate, resolve
 from .signals import Signal, scalar, shipped
 
@@ -67,6 +67,7 @@ class Vocabulary:
 
     Args:
         layout: of the metrics.
+        metrics: real or abstract.
         signals: of plugins, by name.
         predicates: of rule files and plugins, by name.
 
@@ -75,9 +76,13 @@ class Vocabulary:
     """
 
     def __init__(
-        self, layout: Layout, signals: Mapping[str, Signal], predicates: Mapping[str, Predicate]
+        self,
+        layout: Layout,
+        metrics: Mapping[str, Any],
+        signals: Mapping[str, Signal],
+        predicates: Mapping[str, Predicate],
     ) -> None:
-        self.layout, self._predicates = layout, predicates
+        self.layout, self._metrics, self._predicates = layout, metrics, predicates
         own = {name: scalar(name) for name in ("loss", *layout.scalars)}
         self.signals: dict[str, Signal] = shipped() | dict(signals) | own
 
@@ -88,12 +93,29 @@ class Vocabulary:
     def missing(self, signal: str) -> str:
         """What to pass so that a signal can be computed, or "" when it can."""
         if signal not in self.signals:
-            return f"'{signal}'"
+            return f"'{signal}', which is no shipped signal.{closest(signal, self.signals)}".rstrip(".")
         return self.signals[signal].missing(self.layout.metrics, self.layout.k_known)
 
     def possible(self) -> list[str]:
         """All signals that can be computed."""
-        return [name for name in self.signals if not self.missing(name)]
+        return [name for name in self.signals if not self.missing(name) and self._computes(name)]
+
+    def _computes(self, name: str) -> bool:
+        """Whether a signal over parameters or gradients finds in them what it is about."""
+        signal = self.signals[name]
+        if signal.source == "metrics" and set(signal.needs) & set(TREES):
+            read = {k: v for k, v in self._metrics.items() if k in ROUTER_METRICS or k in signal.needs}
+            leaves, tree = jax.tree.flatten(read)
+            arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
+
+            def compute(arrays: dict[int, Any]) -> Any:
+                return signal.compute(tree.unflatten([arrays.get(i, leaf) for i, leaf in enumerate(leaves)]))
+
+            try:
+                jax.eval_shape(compute, arrays)
+            except MissingSignalError:
+                return False
+        return True
 
     def choose(self, rules: Sequence[Rule], optional: Sequence[Rule]) -> list[Rule]:
         """The rules that can be evaluated: all of `rules`, and of `optional` those with their signals.
@@ -115,15 +137,16 @@ class Vocabulary:
         for rule in optional:
             try:
                 _, what = self._gap(rule)
+                advice = f"pass {what} for "
             except UnknownNameError as error:
-                what = f"what is named here ({error})"
+                what, advice = str(error), f"{error} Hence without "
             if what:
-                left_out.setdefault(what, []).append(rule.name)
+                left_out.setdefault(advice, []).append(rule.name)
             else:
                 kept.append(rule)
         if left_out:
-            advice = "; ".join(f"pass {what} for {', '.join(names)}" for what, names in left_out.items())
-            log.warning("rules without their signals are left out: %s", advice)
+            told = "; ".join(advice + ", ".join(names) for advice, names in left_out.items())
+            log.warning("rules without their signals are left out: %s", told)
         return kept
 
     def _gap(self, rule: Rule) -> tuple[str, str]:

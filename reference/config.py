@@ -69,6 +69,8 @@ class Config:
         for name in positive:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        if self.seed < 0 or self.capacity_factor <= 0:
+            raise ConfigError("seed must be 0 or more, and capacity_factor above 0.")
         if self.width % self.heads:
             raise ConfigError(
                 f"width {self.width} is no multiple of the {self.heads} heads: change one of the two."

@@ -1,6 +1,6 @@
 """Train a Nano-MoE on one machine or many, with the audit inside the training step.
 
-    python -m reference.train                                     # two minutes on two CPU cores
+    python -m reference.train                                     # about two minutes on two CPU cores
     python -m reference.train --steps 200 --no-audit              # the same model, nothing watched
     python -m reference.train --dataset tinyshakespeare --experts 4 --width 256
 
@@ -225,6 +225,8 @@ def train(config: Config, say: Callable[[str], object] = print) -> Result:
                 state["validation_loss"], tables = validate()
                 validation[i + 1] = float(state["validation_loss"])
             if (i + 1) % config.log_every == 0:
+                if audit:
+                    audit.flush()  # so that what is printed about the rules belongs to this step
                 with bar.external_write_mode():
                     say(report.progress(i + 1, scalars["loss"], state["validation_loss"], verdicts))
     seconds = time.perf_counter() - started

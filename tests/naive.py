@@ -192,7 +192,7 @@ def router_signals(affinity: Any, k: int, index: Any = None, mask: Any = None) -
         left = [x[e] for e in range(experts) if e not in chosen]
         boundaries.append(min(x[e] for e in chosen) - max(left) if left else 0)
     mean_p, mean_h = np.mean(p, axis=0), np.mean([entropy(x) for x in p])
-    log_e = math.log(experts) if experts > 1 else 1.0
+    log_e = math.log(experts) if experts > 1 else math.nan
     cv, worst = q.std() / q.mean(), math.sqrt(experts / k - 1)
     pairs = [
         together[i, j] / together[i, i]
@@ -226,15 +226,23 @@ def logit_signals(logits: Any) -> dict[str, Any]:
 
 
 def rising(y: Any) -> float:
-    """Phi of the least-squares slope over its standard error."""
+    """Phi of the least-squares slope over its standard error, beyond 2 of them.
+
+    The error is larger by (1 + r) / (1 - r) in its square, r the lag-1 autocorrelation of the residuals.
+    """
     y = np.asarray(y, np.float64)
     x = np.arange(len(y))[np.isfinite(y)]
     y = y[np.isfinite(y)]
     design = np.stack([np.ones(len(x)), x], axis=1)
     solution, *_ = np.linalg.lstsq(design, y, rcond=None)
-    variance = ((y - design @ solution) ** 2).sum() / (len(y) - 2)
-    error = math.sqrt(variance * np.linalg.inv(design.T @ design)[1, 1])
-    return 0.5 * (1 + math.erf(solution[1] / error / math.sqrt(2)))
+    left = dict(zip(x.tolist(), (y - design @ solution).tolist(), strict=True))
+    squares = sum(e**2 for e in left.values())
+    r = sum(e * left.get(i - 1, 0.0) for i, e in left.items()) / squares
+    r = min(max(r, 0.0), 0.95)
+    variance = squares / (len(y) - 2) * (1 + r) / (1 - r)
+    z = solution[1] / math.sqrt(variance * np.linalg.inv(design.T @ design)[1, 1])
+    beyond = math.copysign(max(abs(z) - 2, 0), z)
+    return 0.5 * (1 + math.erf(beyond / math.sqrt(2)))
 
 
 def steadiness(y: Any) -> float:

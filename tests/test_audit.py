@@ -134,14 +134,14 @@ def test_a_changed_layout_is_refused() -> None:
     with pytest.raises(MetricsError) as error:
         audit.update(state_, fewer)
     assert str(error.value) == (
-        "the routers differ from those given to init: (layers, experts, experts per token) are "
-        "((('a',), 4, 2),), and were ((('a',), 4, 2), (('b',), 4, 2)). Call init again, or pass the same "
-        "layers."
+        "the routers differ from those of the first step: (layers, experts, experts per token) are "
+        "((('a',), 4, 2),), and were ((('a',), 4, 2), (('b',), 4, 2)). Pass the same layers at every step, "
+        "and make a new audit for another model."
     )
     with pytest.raises(MetricsError) as error:
         audit.update(state_, {"router_probs": STEPS[0]["router_probs"]})
     assert str(error.value) == (
-        "the metrics of this step lack loss, which init was shown. Pass every metric at every step; "
+        "the metrics of this step lack loss, which the first step had. Pass every metric at every step; "
         "float('nan') stands for a scalar that has no value now."
     )
 

@@ -125,7 +125,7 @@ def test_a_scalar_may_be_of_any_kind_and_absent(audit, seen):
 def test_python_and_numpy_numbers_share_one_compilation(audit):
     for metrics in ({"x": 1}, {"x": 0.5}, {"x": np.float64(2)}, {}, {"x": True}):
         audit.on_step(metrics)
-    assert audit._update._cache_size() == 1
+    assert audit._beside._update._cache_size() == 1
 
 
 def test_a_scalar_that_comes_late_is_reported_once_and_left_out(audit, caplog):
@@ -185,7 +185,7 @@ def test_a_refused_step_leaves_the_audit_usable(audit, seen):
         audit.on_step({"x": x, "router_probs": np.full((2, experts), 0.25)})
 
     step(1, experts=4)
-    with pytest.raises(MetricsError, match="the routers differ from those given to init"):
+    with pytest.raises(MetricsError, match="the routers differ from those of the first step"):
         step(2, experts=3)
     step(3, experts=4)
     audit.flush()

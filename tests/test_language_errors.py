@@ -54,7 +54,7 @@ FAULTS = [
     ("[a | b] & c", 1, "an operand is missing before `[`",
      "Group with parentheses, `(a | b) & c`; `[n]` follows `->` or a temporal operator only."),
     ("0.5 :: a", 1, "the threshold 0.5 is not in (0.5, 1]",
-     "A rule is TRUE when the lower bound of its truth reaches the threshold."),
+     "A rule is TRUE when its lower bound reaches the threshold. For the opposite, negate it."),
     ("85 :: a", 1, "the threshold 85 is not in (0.5, 1]", "Write it as a fraction: `0.85 ::`."),
     ("a & (.9 :: b)", 9, "`::` stands once, at the start of a rule", ONCE),
     (".9 :: .8 :: a", 10, "`::` stands once, at the start of a rule", ONCE),

@@ -177,5 +177,7 @@ def test_what_does_not_belong_together(metrics: dict, options: dict, message: st
         collect(metrics, options.get("top_k"), options.get("layer_axis"))
 
 
-def test_an_empty_mapping_of_probabilities_is_no_router() -> None:
-    assert collect({"router_probs": {}}, None, None) == []
+@pytest.mark.parametrize("empty", [{}, []])
+def test_an_empty_mapping_of_probabilities_is_refused(empty: Any) -> None:
+    with pytest.raises(MetricsError, match=r"^router_probs holds no array\. Pass one for every layer"):
+        collect({"router_probs": empty}, None, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -109,6 +110,14 @@ def test_a_misspelt_hook():
     )
 
 
+def test_an_installed_plugin_that_cannot_be_imported_is_left_out(monkeypatch, caplog):
+    broken = SimpleNamespace(name="broken", value="broken:Plugin", load=lambda: import_module("no_such_module"))
+    monkeypatch.setattr("moe_rules_callback.plugins.entry_points", lambda group: [broken])
+    get_plugin_manager()
+    assert caplog.messages == ["plugin 'broken' (broken:Plugin) cannot be imported and is left out"]
+    assert "No module named 'no_such_module'" in caplog.text
+
+
 def test_an_argument_that_the_hook_does_not_have():
     class Plugin:
         @hookimpl
@@ -204,7 +213,7 @@ def test_rules_of_plugins_without_their_signals_are_left_out(caplog):
         "rules without their signals are left out: pass 'queue_length' for queueing, calm; "
     )
     assert "no predicate is called 'foo'" in message
-    assert message.endswith(" for odd")
+    assert message.endswith(" Hence without odd")
 
 
 def test_a_rule_of_the_user_over_a_plugins_absent_signal_is_an_error():

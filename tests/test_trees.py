@@ -75,6 +75,12 @@ def test_router_share(path: str) -> None:
     assert trees.router_share(tree) == pytest.approx(np.sqrt(12 / 16), rel=1e-6)
 
 
+def test_a_key_with_slashes_is_several_parts() -> None:
+    tree = {"model/~/router": {"w": np.full(1, 3.0, np.float32)}, "model/experts": {"w": UP}}
+    assert trees.router_share(tree) == pytest.approx(3 / np.sqrt(9 + np.square(UP).sum()), rel=1e-6)
+    assert trees.expert_min_share(tree, {4}) == trees.expert_min_share({"experts": UP}, {4})
+
+
 @pytest.mark.parametrize("part", ["experts", "expert_0"])
 def test_the_gate_of_an_expert_is_no_router(part: str) -> None:
     tree = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from audited import records
 
-from moe_rules_callback import Audit, MissingSignalError, UnknownNameError
+from moe_rules_callback import Audit, MetricsError, MissingSignalError, UnknownNameError
 
 PROBS = np.random.default_rng(0).dirichlet(np.ones(4), (2, 8)).astype(np.float32)
 STEP = {"loss": np.float32(2), "router_probs": {"a": PROBS[0], "b": PROBS[1]}}
@@ -78,3 +78,36 @@ def test_a_rule_of_the_users_own_needs_its_signals(rule: str, metrics: dict, mes
 def test_unknown_names_are_refused_at_init() -> None:
     with pytest.raises(UnknownNameError, match=r"^rule 'r': no predicate is called 'high_los'"):
         Audit({"r": "high_los"}).init({"loss": 1.0})
+
+
+def test_a_scalar_under_the_name_of_a_signal_is_judged_like_it() -> None:
+    audit = Audit({"starved": "0.8 :: low_router_gradient_share", "sure": "0.8 :: low_router_entropy"})
+    rows = records(audit, [{"router_gradient_share": 0.001, "router_entropy": 0.01}])
+    assert rows.state.tolist() == [[1, 1]]
+    shipped = Audit(signals="all")
+    shipped.init({"router_entropy": 0.5})
+    assert shipped.schema.signals[0].long_name == "Mean H(p_t) / ln E; 0..1"
+
+
+def test_all_signals_are_those_that_find_what_they_are_about() -> None:
+    audit = Audit({}, signals="all")
+    audit.init({"params": {"w": np.ones((2, 2), np.float32), "f": np.tanh}, "grads": {"w": np.ones(2, np.float32)}})
+    assert audit.schema.signal_names == ("weight_norm", "gradient_norm")
+
+
+def test_a_misspelt_signal_names_the_closest() -> None:
+    with pytest.raises(MissingSignalError, match=r"pass 'router_entrpy', which is no shipped signal\. Did you mean"):
+        Audit({}, signals=["router_entrpy"]).init({"loss": 1.0})
+
+
+def test_one_expert_leaves_nothing_to_judge() -> None:
+    rows = records(Audit(top_k=1), [{"loss": 1.0, "router_probs": np.ones((4, 1), np.float32)}] * 150)
+    names = rows.schema.rule_names
+    told = {names[i] for i in np.flatnonzero((rows.state[100:] != 2).any(0))}
+    assert not told & {"router_not_learning", "router_in_health"}
+
+
+@pytest.mark.parametrize("top_k", [0, 2.5, "2"])
+def test_top_k_counts(top_k: Any) -> None:
+    with pytest.raises(MetricsError, match=r"it counts the experts that a token uses: 1, 2, \.\."):
+        Audit(top_k=top_k)

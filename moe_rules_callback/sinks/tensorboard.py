@@ -53,7 +53,7 @@ class EventFile:
         self._writer.write_event(event)
 
     def scalars(self, step: int, wall_time: float, scalars: Iterable[tuple[str, float]]) -> None:
-        """Writes scalars as one event: a twentieth of the cost of an event each."""
+        """Writes scalars as one event: a fraction of the cost of an event each."""
         Summary = proto("summary").Summary
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars]
         self.event(step, wall_time, summary=Summary(value=values))

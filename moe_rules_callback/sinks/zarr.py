@@ -57,14 +57,24 @@ class ZarrSink:
         self._wanted = None if path is None else Path(path)
         self.path: Path | None = None
 
-    @hookimpl
-    def on_train_start(self, run: Run) -> None:
-        if self._wanted is None and run.logdir is None:
+    def last_step(self, logdir: Path | None) -> int:
+        """The last step of the newest store that a run in this directory would continue, or -1."""
+        existing = stores(self._place(logdir))
+        rows = written_rows(existing[-1]) if existing else 0
+        return int(_arrays(existing[-1], mode="r")["step"][rows - 1]) if rows else -1
+
+    def _place(self, logdir: Path | None) -> Path:
+        """The name of the first store."""
+        if self._wanted is None and logdir is None:
             raise HistoryError(
                 "The zarr sink does not know where to write: the run has no log directory. Pass "
                 "logdir=... to the callback, or a path: ZarrSink('runs/demo/audit.zarr')."
             )
-        wanted = self._wanted or Path(run.logdir or "") / "audit.zarr"
+        return self._wanted or Path(logdir or "") / "audit.zarr"
+
+    @hookimpl
+    def on_train_start(self, run: Run) -> None:
+        wanted = self._place(run.logdir)
         existing = stores(wanted)
         newest = existing[-1] if existing else None
         misfit = _misfit(newest, run.schema) if newest and run.resume else ""

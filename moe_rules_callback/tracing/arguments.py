@@ -18,7 +18,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.tree_util import GetAttrKey, keystr, tree_flatten, tree_flatten_with_path, tree_unflatten
+from jax.tree_util import (
+    FlattenedIndexKey,
+    GetAttrKey,
+    keystr,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_unflatten,
+)
 
 
 def is_array(leaf: Any) -> bool:
@@ -73,9 +80,7 @@ class Arguments:
         """The same without hold on the caller's arrays and objects."""
         copied = copy.copy(self)
         copied._objects = [None] * len(self._objects)
-        copied.arrays = [
-            jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False)) for x in self.arrays
-        ]
+        copied.arrays = [_shape(x) for x in self.arrays]
         return copied
 
     def call(self, fn: Callable[..., Any], arrays: Sequence[Any]) -> tuple[Any, list[Any]]:
@@ -118,6 +123,11 @@ class Results:
         return tree_unflatten(self._tree, [next(values) if dynamic else static for dynamic, static in pairs])
 
 
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+    weak = getattr(x, "weak_type", False)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None), weak_type=weak)
+
+
 def _argument_names(fn: Callable[..., Any], args: Sequence[Any]) -> list[str]:
     """Names of the positional arguments, `args[3]` where the signature does not tell."""
     try:
@@ -131,15 +141,20 @@ def _argument_names(fn: Callable[..., Any], args: Sequence[Any]) -> list[str]:
 
 def _split_path(path: Any, names: Sequence[str]) -> tuple[str, str]:
     """(name of the argument, key path inside it) of a leaf of (args, kwargs)."""
-    argument = names[path[1].idx] if path[0].idx == 0 else str(path[1].key)
+    argument = str(names[path[1].idx] if path[0].idx == 0 else path[1].key)
     return argument, _trimmed(path[2:])
 
 
 def _trimmed(path: Any) -> str:
-    """The key path as text, without the `.value` of boxes around arrays."""
-    while path and isinstance(path[-1], GetAttrKey) and path[-1].name in ("value", "raw_value"):
+    """The key path as text, without what only names the box around an array, such as `.value`."""
+    while path and _is_box(path[-1]):
         path = path[:-1]
     return keystr(tuple(path))
+
+
+def _is_box(key: Any) -> bool:
+    is_value = isinstance(key, GetAttrKey) and key.name in ("value", "raw_value")
+    return is_value or isinstance(key, FlattenedIndexKey)
 
 
 def _unique(paths: Sequence[tuple[str, str]]) -> list[str]:

@@ -35,11 +35,15 @@ def checked(new: Any, old_types: Sequence[tuple[tuple[int, ...], Any]], what: st
 
 
 def _shown(types: Sequence[tuple[tuple[int, ...], Any]]) -> str:
-    return ", ".join(f"{jnp.dtype(dtype).name}[{','.join(map(str, shape))}]" for shape, dtype in types) or "nothing"
+    named = (f"{jnp.dtype(dtype).name}[{','.join(map(str, shape))}]" for shape, dtype in types)
+    return ", ".join(named) or "nothing"
 
 
 def outside_rules(flow: Flow, site: Site) -> Site:
-    """The site, or the function with its own derivative rule of which it is all: jax.nn.relu is one jit inside."""
+    """The site, or the function with its own derivative rule around it, if that has nothing else inside.
+
+    `jax.nn.relu` is a jit in a custom_jvp: in its place means in the place of both.
+    """
     path = site.path
     while len(path) > 2 and site.count == 1:
         around: Path = path[:-2]

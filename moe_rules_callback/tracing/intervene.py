@@ -19,14 +19,15 @@ import jax.numpy as jnp
 from ..errors import TracingError
 from .arguments import Arguments
 from .change import checked, outside_rules
+from .discovery import discover
 from .evaluate import Action, Evaluator
 from .flow import Flow, Value
 from .modules import marked_modules
 from .program import Program
 from .query import find
-from .routers import Discovery, Router, discover
+from .routers import Discovery, Router
 from .tree import Trace
-from .walk import Path, Site
+from .walk import Path, Site, dtype_of
 
 _VALUES = ("logits", "probabilities", "indices")
 
@@ -65,7 +66,7 @@ def intervene(fn: Callable[..., Any], changes: Mapping[str, Callable[..., Any]])
                 path, result = _router_site(flow, routers, key)
                 apply = functools.partial(_single, change=change, result=result, what=key)
                 found.setdefault(Site(path), []).append(apply)
-        actions = [Action(site, replace=functools.partial(_changed, applied)) for site, applied in found.items()]
+        actions = [Action(site, functools.partial(_changed, applied)) for site, applied in found.items()]
         return program.run(Evaluator(actions), arguments)[0]
 
     return changed
@@ -96,7 +97,9 @@ def _single(outs: list[Any], change: Callable[..., Any], result: int, what: str)
 def _matching(program: Program, flow: Flow, xpath: str) -> list[Site]:
     sites = [outside_rules(flow, node.site) for node in find(Trace(program), xpath)]
     if not sites:
-        raise TracingError(f"Nothing in the function matches {xpath!r}. print(trace(fn, ..)) shows what there is.")
+        raise TracingError(
+            f"Nothing in the function matches {xpath!r}. print(trace(fn, ..)) shows what there is."
+        )
     return sites
 
 
@@ -107,7 +110,7 @@ def _router_site(flow: Flow, routers: Discovery, key: str) -> tuple[Path, int]:
     (router,) = routers.chosen([name])
     if which == "indices":
         results = flow.results(router.path)
-        index = next(i for i, v in enumerate(results) if jnp.issubdtype(v.var.aval.dtype, jnp.integer))
+        index = next(i for i, v in enumerate(results) if jnp.issubdtype(dtype_of(v.var), jnp.integer))
         return router.path, index
     return _owned(flow, _value(router, which).value)
 
@@ -130,4 +133,3 @@ def _owned(flow: Flow, value: Value) -> tuple[Path, int]:
             break
         value = out[0]
     return flow.made[value]
-

@@ -16,17 +16,22 @@ from typing import Any, NamedTuple
 from jax.extend.core import JaxprEqn
 
 from .flow import Flow, Value
-from .walk import Path, tag
+from .walk import Path, shape_of, tag
 
 Span = tuple[int, int]  # axes start:stop of a value
 
 ELEMENTWISE = {
     *("add", "sub", "mul", "div", "max", "min", "neg", "exp", "exp2", "log", "log1p", "expm1", "logistic"),
-    *("tanh", "erf", "abs", "sign", "sqrt", "rsqrt", "square", "integer_pow", "pow", "select_n", "clamp"),
-    *("convert_element_type", "stop_gradient", "copy", "copy_p", "reduce_precision", "name", "add_any", "and"),
-    *("or", "not", "xor", "is_finite", "sharding_constraint", "reshard", "mesh_cast", "pvary", "pcast", "psum"),
-    *("psum_invariant", "psum2", "optimization_barrier", "device_put", "round", "floor", "ceil", "rem"),
-    *("eq", "ne", "lt", "le", "gt", "ge", "erf_inv", "square", "custom_lin"),
+    *("tanh", "erf", "erf_inv", "abs", "sign", "sqrt", "rsqrt", "square", "integer_pow", "pow", "select_n"),
+    *("clamp", "convert_element_type", "stop_gradient", "copy", "copy_p", "reduce_precision", "name"),
+    *("add_any", "and", "or", "not", "xor", "is_finite", "sharding_constraint", "reshard", "mesh_cast"),
+    *("pvary", "pcast", "psum", "psum_invariant", "psum2", "optimization_barrier", "device_put", "round"),
+    *("floor", "ceil", "rem", "eq", "ne", "lt", "le", "gt", "ge"),
+}
+
+
+_ALONG_OTHER_AXES = {
+    *("slice", "dynamic_slice", "rev", "pad", "concatenate", "all_gather", "all_gather_invariant"),
 }
 
 
@@ -67,7 +72,7 @@ def chain_of(flow: Flow, operand: Value, axis: int) -> Chain | None:
         step = step._replace(eqn=made[1] if made else None)
         here = (step, trail)
         for value in flow.before[step.value]:
-            if value.var.aval.shape[-_rank(step.value) :] == step.value.var.aval.shape:
+            if shape_of(value.var)[-_rank(step.value) :] == shape_of(step.value.var):
                 shift = _rank(value) - _rank(step.value)  # a scan's operand has one axis more
                 queue.append((Step(value, (step.span[0] + shift, step.span[1] + shift), None), here))
             elif _rank(value) == _rank(step.value) - 1 and step.span[0]:  # out of a scan
@@ -78,11 +83,12 @@ def chain_of(flow: Flow, operand: Value, axis: int) -> Chain | None:
         operands = flow.operands(use.path)
         if tag(eqn) == "dot_general":
             owner = _owner(eqn, step.span)
-            pair = operands[:2]
-            if owner is not None and None not in pair:
-                return Chain(_unrolled(here), use.path, pair[owner], pair[1 - owner])
-            continue
-        for k, span in operands_with(eqn, use.index, step.span):
+            left, right = operands[:2]
+            if owner is None or left is None or right is None:
+                continue
+            pair = (left, right) if owner == 0 else (right, left)
+            return Chain(_unrolled(here), use.path, *pair)
+        for k, span in operands_with(eqn, use.number, step.span):
             value = operands[k]
             if value is not None:
                 queue.append((Step(value, span, None), here))
@@ -91,8 +97,8 @@ def chain_of(flow: Flow, operand: Value, axis: int) -> Chain | None:
 
 def operands_with(eqn: JaxprEqn, result: int, span: Span) -> Iterator[tuple[int, Span]]:
     """(operand, its axes) that hold what result `result` of the equation has in the axes `span`."""
-    kind, shapes = tag(eqn), [getattr(v.aval, "shape", ()) for v in eqn.invars]
-    shape = eqn.outvars[result].aval.shape
+    kind, shapes = tag(eqn), [shape_of(v) for v in eqn.invars]
+    shape = shape_of(eqn.outvars[result])
     if kind in ("optimization_barrier", "device_put", "psum", "psum2", "psum_invariant"):
         yield result, span
     elif kind in ELEMENTWISE:
@@ -109,11 +115,11 @@ def operands_with(eqn: JaxprEqn, result: int, span: Span) -> Iterator[tuple[int,
         axes = [eqn.params["permutation"][d] for d in range(*span)]
         if axes == list(range(axes[0], axes[0] + len(axes))):
             yield 0, (axes[0], axes[-1] + 1)
-    elif kind in ("slice", "dynamic_slice", "rev", "pad", "concatenate", "all_gather", "all_gather_invariant"):
+    elif kind in _ALONG_OTHER_AXES:
         for k, s in enumerate(shapes):
             if len(s) == len(shape):
                 yield k, span
-    elif kind.startswith("cum"):
+    elif kind.startswith(("cum", "scatter")) or kind == "dynamic_update_slice":  # logits.at[:, 3].set(-inf)
         yield 0, span
 
 
@@ -132,14 +138,14 @@ def _reshaped(before: tuple[int, ...], after: tuple[int, ...], span: Span) -> Sp
 def _owner(eqn: JaxprEqn, span: Span) -> int | None:
     """Which operand of a dot_general has the output axes `span` among its own, or None for a mixture."""
     (contract, _), (batch, _) = eqn.params["dimension_numbers"]
-    left = len(eqn.invars[0].aval.shape) - len(contract)  # batch axes, then those of the left operand
+    left = len(shape_of(eqn.invars[0])) - len(contract)  # batch axes, then those of the left operand
     if len(batch) <= span[0] and span[1] <= left:
         return 0
     return 1 if span[0] >= left else None
 
 
 def _rank(value: Value) -> int:
-    return len(value.var.aval.shape)
+    return len(shape_of(value.var))
 
 
 def _unrolled(here: tuple[Any, ...]) -> list[Step]:

@@ -1,11 +1,11 @@
 """Marks the calls of modules while a function is traced.
 
-Around every call of a Linen or NNX module stands `jax.named_scope("module_call:17")`; jax keeps the scope with
-each equation, and number 17 tells the module's type, path and attributes. Linen's method interception is made
-for this. NNX has none, so a profile function of Python watches for its calls: nothing of NNX is changed.
+Around every call of a Linen or NNX module stands `jax.named_scope("module_call:17")`; jax keeps the scope
+with each equation, and number 17 tells the module's type, path and attributes. Linen's method interception is
+made for this. NNX has none, so a profile function of Python watches for its calls: nothing of NNX is changed.
 
-A framework that was not imported is not looked for. A function that was jitted and called before is not traced
-again by jax and shows no modules inside.
+A framework that was not imported is not looked for. A function that was jitted and called before is not
+traced again by jax and shows no modules inside.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _watching(nnx: Any) -> Iterator[None]:
     paths: dict[int, tuple[tuple[Any, ...], Any]] = {}  # and the module, so that its id is not used again
     entered: dict[int, Any] = {}
 
-    def watch(frame: FrameType, event: str, arg: Any) -> None:
+    def watch(frame: FrameType, event: Any, arg: Any) -> None:
         if previous is not None:
             previous(frame, event, arg)
         code = frame.f_code
@@ -86,7 +86,7 @@ def _watching(nnx: Any) -> Iterator[None]:
             module = frame.f_locals.get(code.co_varnames[0])
             if isinstance(module, nnx.Module):
                 if id(module) not in paths:
-                    paths.update({id(m): (path, m) for path, m in nnx.iter_modules(module)})
+                    paths.update({id(node): (path, node) for path, node in nnx.iter_graph(module)})
                 scope = _scope(module, paths[id(module)][0], "__call__", vars(module))
                 entered[id(frame)] = scope
                 scope.__enter__()

@@ -4,8 +4,9 @@
     find(traced, '//scan//top_k[@k=2]')
     find(traced, '//dot_general[input[contains(@parameter, "router")]]')
 
-Elements are modules (`module_call`), scopes (`scope`), calls and primitives by their names; `trace.xml()` shows
-them with their attributes. `pjit`, jax's older name of `jit`, is an alias; so are `remat2` and `checkpoint`.
+Elements are modules (`module_call`), scopes (`scope`), calls and primitives by their names; `trace.xml()`
+shows them with their attributes. `pjit`, jax's older name of `jit`, is an alias; so are `remat2` and
+`checkpoint`, of `remat`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from .walk import Path, bodies, tag
+from .walk import Path, bodies, scan_split, tag
 
 Axes = frozenset[str]
 
@@ -50,7 +50,7 @@ def _follow(jaxpr: Jaxpr, inputs: Sequence[Axes], below: Path, result: int, foun
             rest = below[2:] if here and below[1:2] == (j,) else ()
             after = _follow(body.jaxpr, inner, rest, result, found)
             if tag(eqn) == "scan":  # the carry may vary only from the second turn on
-                first, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+                first, carries = scan_split(eqn)
                 for k in range(carries):
                     inner[first + k] |= after[k]
                 after = _follow(body.jaxpr, inner, rest, result, found)

@@ -8,7 +8,7 @@
 
     adapted = substitute(traced, '//module_call[@type="Dense"]', lora, with_call=True)
 
-The replacement may close over further arrays, those of a `jax.grad` around it too: that is how adapters learn.
+The replacement may close over further arrays, those of a `jax.grad` around it too: so adapters learn.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def substitute(trace: Trace, xpath: str, fn: Callable[..., Any], *, with_call: b
     Args:
         trace: from `trace`, or from `substitute`.
         xpath: selects modules, scopes, calls or primitives, see `find`.
-        fn: gets the inputs of the match (`Node.inputs`) and returns its outputs, of the same shapes and dtypes.
-            The inputs of a primitive or a jitted function are its operands; those of a module are the values
-            it reads, parameters among them, in order of first use.
+        fn: gets the inputs of the match (`Node.inputs`) and returns its outputs, of the same shapes and
+            dtypes. The inputs of a primitive or a jitted function are its operands; those of a module are
+            the values it reads, parameters among them, in order of first use.
         with_call: `fn` gets the `Node` first; calling that runs what stood there.
 
     Raises:
@@ -68,6 +68,6 @@ def _check_apart(sites: list[Site], xpath: str) -> None:
             same_body = len(b.path) >= n and b.path[: n - 1] == a.path[:-1]
             if a != b and same_body and a.path[-1] <= b.path[n - 1] < a.path[-1] + a.count:
                 raise TracingError(
-                    f"Two matches of {xpath!r} lie inside each other, at {a.path} and {b.path}. Usual cause: a "
-                    "module inside a module of the same type. Let the query tell them apart, by @path."
+                    f"Two matches of {xpath!r} lie inside each other, at {a.path} and {b.path}. Usual cause: "
+                    "a module inside a module of the same type. Let the query tell them apart, by @path."
                 )

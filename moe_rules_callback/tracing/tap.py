@@ -1,40 +1,46 @@
 """The routers' probabilities out of a function that throws them away.
 
-    loss, probs = tap(loss_fn)(params, batch)
-    probs["['layers']['router']['kernel']"]              # [layers, tokens, experts]
+loss, probs = tap(loss_fn)(params, batch)
+probs["['layers']['router']['kernel']"]              # [layers, tokens, experts]
 
-    (loss, probs), grads = jax.value_and_grad(tap(loss_fn), has_aux=True)(params, batch)
-    step = jax.jit(tap(train_step))                      # (its results, probs)
+(loss, probs), grads = jax.value_and_grad(tap(loss_fn), has_aux=True)(params, batch)
+step = jax.jit(tap(train_step))                      # (its results, probs)
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from .arguments import Arguments
+from .discovery import discover
 from .evaluate import Action, Evaluator, Tap
 from .flow import Flow, Value
 from .logits import Span
-from .program import Program
-from .routers import Choice, Router, discover
+from .program import Program, name_of
+from .routers import Choice, Router
 from .walk import Path, Site
+
+_MANY = 16
 
 
 def tap(fn: Callable[..., Any], *, routers: Choice = None) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
     """The function with its routers' probabilities as a further result.
 
-    Its own results and gradients stay what they are, to the bit. Works under jit, grad, vmap and scan; call it
-    inside your `jax.jit`, or give it a jitted function. Anything else it traces anew in every call.
+    Its own results and gradients stay what they are, under jit to the bit. Works under grad, vmap and scan;
+    call it inside your `jax.jit`, or give it a jitted function. Anything else it traces anew in every call.
 
     Args:
         fn: a forward pass, a loss or a whole training step.
-        routers: which ones: None for all that `discover_routers` finds, or names, or a function of a `Router`.
+        routers: None for all that `discover_routers` finds, or names, or a function that is asked about each
+            `Router`, taken or not.
 
     Returns:
         A function of the same arguments that returns (result of `fn`, {name: array}). An array is
@@ -47,25 +53,34 @@ def tap(fn: Callable[..., Any], *, routers: Choice = None) -> Callable[..., tupl
         TracingError: when called: no router is found, none has a wanted name, or one lies inside a function
             with its own derivative rule.
     """
-    kept: dict[Any, tuple[Program, Evaluator]] = {}
+    kept: list[tuple[Any, Program, Evaluator]] = []  # found by ==: what is no array may have no hash
 
     @functools.wraps(fn)
     def tapped(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, jax.Array]]:
         arguments = Arguments(fn, args, kwargs)
         # Only a jitted function is bound to what it saw when it was traced.
-        concrete = hasattr(fn, "lower") and not any(isinstance(x, jax.core.Tracer) for x in arguments.arrays)
-        made = kept.get(arguments.key) if concrete else None
-        if made is None:
-            program = Program.of(fn, arguments)
-            flow = Flow(program.closed)
-            actions = _actions(flow, discover(program).chosen(routers))
-            made = program, Evaluator(actions)
-            if concrete:
-                kept[arguments.key] = made
-        program, evaluator = made
+        concrete = hasattr(fn, "lower") and not any(isinstance(x, Tracer) for x in arguments.arrays)
+        for key, program, evaluator in kept if concrete else ():
+            if key == arguments.key:
+                return program.run(evaluator, arguments)
+        program = Program.of(fn, arguments)
+        actions = _actions(Flow(program.closed), discover(program).chosen(routers))
+        evaluator = Evaluator(actions)
+        if concrete:
+            kept.append((arguments.key, program, evaluator))
+            if len(kept) == _MANY:
+                warnings.warn(_changing(fn), stacklevel=2)
         return program.run(evaluator, arguments)
 
     return tapped
+
+
+def _changing(fn: Callable[..., Any]) -> str:
+    return (
+        f"tap has traced and compiled {name_of(fn)} for {_MANY} different sets of arguments. Usual cause: a "
+        "number of Python that changes in every step, which counts as a part of the function. Pass it as an "
+        "array: jnp.asarray(step). Else: batches of ever new shapes."
+    )
 
 
 def _actions(flow: Flow, routers: Iterable[Router]) -> list[Action]:

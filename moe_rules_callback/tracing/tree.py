@@ -6,8 +6,8 @@
         dot_general  f32[4,5], f32[5,10] ['params']['Dense_0']['kernel'] -> f32[4,10]
       jit relu  f32[4,10] -> f32[4,10]
 
-`trace(..)(params, x)` runs it again, under jit and grad too. `xml()` is the same tree as text, over which `find`
-asks by XPath.
+`trace(..)(params, x)` runs it again, under jit and grad too. `xml()` is the same tree as text, over which
+`find` asks by XPath.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .evaluate import Evaluator, run_group
 from .flow import Flow, Value
 from .modules import as_text, call_in_scope, marked_modules
 from .program import Program, name_of
-from .walk import Path, Site, bodies, boundary, source_of, tag
+from .walk import Path, Site, bodies, boundary, dtype_of, shape_of, source_of, tag
 
 
 class Node:
@@ -45,7 +45,13 @@ class Node:
     """
 
     def __init__(
-        self, tag: str, attributes: dict[str, str], children: list[Node], site: Site, jaxpr: Jaxpr, flow: Flow,
+        self,
+        tag: str,
+        attributes: dict[str, str],
+        children: list[Node],
+        site: Site,
+        jaxpr: Jaxpr,
+        flow: Flow,
         names: Sequence[str],
     ) -> None:
         self.tag, self.attributes, self.children, self.site = tag, attributes, children, site
@@ -53,7 +59,7 @@ class Node:
         reads, results = boundary(jaxpr, self._start, site.count)
         self.inputs = [(_type(atom), _parameter(atom, site.path, flow, names)) for atom in reads]
         self.outputs = [_type(var) for var in results]
-        self.types = [(var.aval.shape, var.aval.dtype) for var in results]
+        self.types = [(shape_of(var), dtype_of(var)) for var in results]
 
     def __call__(self, *inputs: Any) -> Any:
         outs = run_group(self._jaxpr, self._start, self.site.count, inputs)

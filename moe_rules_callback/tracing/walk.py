@@ -20,8 +20,10 @@ Path = tuple[int, ...]
 # One tag for what releases of jax call differently.
 TAGS = {"pjit": "jit", "remat2": "remat", "checkpoint": "remat", "custom_vjp_call_jaxpr": "custom_vjp_call"}
 # Primitives whose one body has the operands as inputs and the results as outputs.
-CALLS = {"jit", "remat", "closed_call", "core_call", "call", "custom_jvp_call", "custom_vjp_call", "shard_map"}
-LOOPS = {"scan", "while", "cond"}
+CALLS = {
+    *("jit", "remat", "closed_call", "core_call", "call"),
+    *("custom_jvp_call", "custom_vjp_call", "shard_map"),
+}
 
 
 class Body(NamedTuple):
@@ -58,7 +60,7 @@ def opened(jaxpr: Any) -> tuple[Jaxpr, Sequence[Any]]:
 
 
 def bodies(eqn: JaxprEqn) -> list[Body]:
-    """The nested jaxprs that an equation runs. What a reduction or a kernel keeps inside is not looked into."""
+    """The nested jaxprs that an equation runs; not what a reduction or a kernel keeps inside."""
     params, kind = eqn.params, tag(eqn)
     if kind == "while":
         conds, bodys, n = params["cond_nconsts"], params["body_nconsts"], len(eqn.invars)
@@ -88,6 +90,34 @@ def walk(jaxpr: Jaxpr, frame: Path = ()) -> Iterator[tuple[Path, JaxprEqn]]:
 def enclosing(path: Path) -> Iterator[Path]:
     """Paths of the equations around one, outermost first."""
     return (path[:n] for n in range(1, len(path), 2))
+
+
+def scan_split(eqn: JaxprEqn) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many its state."""
+    if "ft_in" in eqn.params:  # since jax 0.11
+        consts, carry, _ = eqn.params["ft_in"].unpack()
+        return len(consts), len(carry)
+    return eqn.params["num_consts"], eqn.params["num_carry"]
+
+
+def scans_around(eqn: JaxprEqn, below: Path) -> int:
+    """How many scans stand between an equation and the site at `below` inside it."""
+    count = 0
+    while len(below) > 2:
+        eqn = bodies(eqn)[below[0]].jaxpr.eqns[below[1]]
+        below = below[2:]
+        count += tag(eqn) == "scan"
+    return count
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """Shape of a variable or literal; () where it is no array."""
+    return getattr(value.aval, "shape", ())
+
+
+def dtype_of(value: Any) -> Any:
+    """Dtype of a variable or literal that is an array, or None."""
+    return getattr(value.aval, "dtype", None)
 
 
 def source_of(eqn: JaxprEqn) -> str:

@@ -1,64 +1,37 @@
 """Whatever the framework and the way in: the same model and data give the same records.
 
 `MODELS` lists how a model shows its probabilities and the loops that train it, with the audit beside the
-step or inside it. All are compared with plain JAX beside the step.
+step or inside it; those of the frameworks in `OTHERS` are in a module `<framework>_moe` each. All are
+compared with plain JAX beside the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any
+import importlib
+from functools import partial
+from importlib.util import find_spec
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conformance import (
+    PLAIN,
+    RULES,
+    Shown,
+    beside,
+    differentiated,
+    example_metrics,
+    inside_optax,
+    reference,
+    returned,
+    train,
+)
 from flax import nnx
 from moe_rules_callback.integrations.optax import audit_transform
-from tiny_moe import (
-    LAYERS,
-    STEPS,
-    TOP_K,
-    LinenModel,
-    LinenScanned,
-    NnxModel,
-    NnxScanned,
-    make_batches,
-    make_weights,
-    mse,
-    plain_model,
-)
+from tiny_moe import LAYERS, STEPS, LinenModel, LinenScanned, NnxModel, NnxScanned, make_batches
 
-from moe_rules_callback import RuleAuditCallback
 from moe_rules_callback.integrations import flax_linen, flax_nnx
-
-RULES = {
-    "unsure": "0.6 :: high_router_entropy & ~high_load_cv",
-    "learning": "once[3](decreasing_loss) -> high_routing_confidence",
-    "starved": "low_router_gradient_share | low_expert_gradient_min_share",
-    "growing": "always[2](increasing_weight_norm) & ~high_expert_weight_cosine",
-}
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A model and how it shows its probabilities.
-
-    `start` makes parameters or an NNX module; `forward(start, x)` gives the output and the part of the
-    metrics that is about routers.
-    """
-
-    start: Callable[[], Any]
-    forward: Callable[[Any, jax.Array], tuple[jax.Array, dict[str, Any]]]
-    layer_axis: int | None = None
-
-
-def returned(model, x):
-    y, probs = model(x)
-    return y, {"router_probs": probs}
 
 
 def linen(model, show="returned", layer_axis=None):
@@ -88,57 +61,6 @@ def captured_outputs(model, x):
     run = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
     (y, _), intermediates = run(x)
     return y, {"router_probs": flax_nnx.router_probs(intermediates, "router/__call__")}
-
-
-def differentiated(forward, grad=jax.value_and_grad):
-    """`(start, x, target) -> metrics of the step, gradients`."""
-
-    def loss_fn(start, x, target):
-        y, shown = forward(start, x)
-        return mse(y, target), shown
-
-    def compute(start, x, target):
-        (loss, shown), grads = grad(loss_fn, has_aux=True)(start, x, target)
-        return {"loss": loss, **shown}, grads
-
-    return compute
-
-
-def example_metrics(shown):
-    _, example = shown.forward(shown.start(), make_batches()[0][0])
-    return {"loss": jnp.zeros(()), **example}
-
-
-def beside(audit, shown):
-    compute = differentiated(shown.forward)
-
-    @jax.jit
-    def step(params, x, target):
-        metrics, grads = compute(params, x, target)
-        new_params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
-        return new_params, metrics | {"params": params, "grads": grads}
-
-    params = shown.start()
-    for x, target in make_batches():
-        params, metrics = step(params, x, target)
-        audit.on_step(metrics)
-
-
-def inside_optax(audit, shown):
-    compute = differentiated(shown.forward)
-    tx = optax.chain(audit_transform(audit, example_metrics(shown)), optax.sgd(0.1))
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, opt_state, x, target):
-        metrics, grads = compute(params, x, target)
-        updates, opt_state = tx.update(grads, opt_state, params, metrics=metrics)
-        return optax.apply_updates(params, updates), opt_state
-
-    params = shown.start()
-    opt_state = tx.init(params)
-    for x, target in make_batches():
-        params, opt_state = step(params, opt_state, x, target)
-        audit.drain(opt_state)
 
 
 def inside_train_state(audit, shown):
@@ -207,25 +129,12 @@ def inside_split_and_merge(audit, shown):
         audit.drain(nnx.merge(graphdef, state))
 
 
-def train(shown, loop):
-    """The history of one training run."""
-    with RuleAuditCallback(RULES, top_k=TOP_K, layer_axis=shown.layer_axis) as audit:
-        loop(audit, shown)
-    return audit.history
-
-
-@cache
-def reference():
-    return train(PLAIN, beside)
-
-
 def marks(name):
     if "captured" in name and name.startswith("nnx"):
         return pytest.mark.skipif(not hasattr(nnx, "capture"), reason="nnx.capture came with flax 0.12.6")
     return pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning") if "sown" in name else ()
 
 
-PLAIN = Shown(make_weights, lambda weights, x: returned(lambda x: plain_model(weights, x), x))
 MODELS = {
     "plain": (PLAIN, beside, inside_optax),
     "linen-returned": (linen(LinenModel()), beside),
@@ -241,11 +150,16 @@ MODELS = {
     "nnx-scan-assigned": (Shown(lambda: NnxScanned("assign"), popped, 0), beside_nnx, inside_nnx_jit),
     "nnx-scan-captured": (Shown(lambda: NnxScanned("sow"), captured, 0), beside_nnx, inside_split_and_merge),
 }
+OTHERS = ("equinox", "penzai", "haiku")
+ABSENT = [framework for framework in OTHERS if find_spec(framework) is None]
+for framework in OTHERS:
+    if framework not in ABSENT:
+        MODELS |= importlib.import_module(f"{framework}_moe").MODELS
 WAYS = [
     pytest.param(shown, loop, id=f"{name}-{loop.__name__}", marks=marks(name))
     for name, (shown, *loops) in MODELS.items()
     for loop in loops
-]
+] + [pytest.param(None, None, id=name, marks=pytest.mark.skip(f"{name} is not installed")) for name in ABSENT]
 
 
 @pytest.mark.parametrize(("shown", "loop"), WAYS)

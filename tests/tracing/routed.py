@@ -1,7 +1,7 @@
 """Tiny routed layers of every kind, in plain JAX, with what a tap of each must return.
 
-Each is `layer(params, x) -> y` for x [tokens, D]. `expected` gives [tokens, E] from the router's weights, without
-any of the package.
+Each is `layer(params, x) -> y` for x [tokens, D]. `expected` gives [tokens, E] from the router's weights,
+without any of the package.
 """
 
 from __future__ import annotations
@@ -113,6 +113,14 @@ def group_limited(params, x):
     return run_gathered(params, x, weights, index)
 
 
+def balanced_logits(params, x):
+    """The bias only serves to choose; the weights are a softmax without it."""
+    logits = x @ params["router"]["kernel"]
+    _, index = jax.lax.top_k(logits + params["router"]["bias"], K)
+    chosen = jnp.take_along_axis(logits, index, axis=-1)
+    return run_gathered(params, x, jax.nn.softmax(chosen), index)
+
+
 def argsorted(params, x):
     probs = jax.nn.softmax(x @ params["router"]["kernel"])
     index = jnp.argsort(-probs, axis=-1)[:, :K]
@@ -134,6 +142,44 @@ def ragged(params, x):
     h = jnp.tanh(jax.lax.ragged_dot(repeated, params["experts"]["up"], sizes))
     out = jax.lax.ragged_dot(h, params["experts"]["down"], sizes)
     return (out[jnp.argsort(order)].reshape(T, K, D) * weights[..., None]).sum(1)
+
+
+def sorted_tokens(params, x):
+    """Tokens are gathered in the order of their experts, as before a grouped matmul."""
+    probs = jax.nn.softmax(x @ params["router"]["kernel"])
+    weights, index = jax.lax.top_k(probs, K)
+    order = jnp.argsort(index.reshape(-1))
+    gathered = x[order // K]
+    owner = index.reshape(-1)[order]
+    h = jnp.einsum("nd,ndf->nf", gathered, params["experts"]["up"][owner])
+    out = jnp.einsum("nf,nfd->nd", jnp.tanh(h), params["experts"]["down"][owner])
+    return jnp.zeros_like(x).at[order // K].add(out * weights.reshape(-1)[order][:, None])
+
+
+def with_capacity(params, x):
+    """GShard's: each expert takes the first two tokens that want it; dispatch and combine are matmuls."""
+    probs = jax.nn.softmax(x @ params["router"]["kernel"])
+    mask = jax.nn.one_hot(jnp.argmax(probs, axis=-1), E)
+    place = jnp.cumsum(mask, axis=0) * mask - mask
+    slot = jax.nn.one_hot((place * mask).sum(-1).astype(int), 2) * (mask * (place < 2)).sum(-1, keepdims=True)
+    dispatch = jnp.einsum("te,tc->tec", mask, slot)
+    h = jnp.tanh(jnp.einsum("tec,td,edf->ecf", dispatch, x, params["experts"]["up"]))
+    out = jnp.einsum("ecf,efd->ecd", h, params["experts"]["down"])
+    return jnp.einsum("tec,te,ecd->td", dispatch, probs, out)
+
+
+def masked_tokens(params, x):
+    """Padding is masked in the logits and in the tokens."""
+    real = (jnp.abs(x).sum(-1, keepdims=True) > 0).astype(x.dtype)
+    probs = jax.nn.softmax(x @ params["router"]["kernel"] * real)
+    weights, index = jax.lax.top_k(probs, K)
+    chosen = jax.nn.one_hot(index, E)  # [T, k, E]
+    h = jnp.tanh(jnp.einsum("td,edf->tef", x * real, params["experts"]["up"]))
+    out = jnp.einsum("tef,efd->ted", h, params["experts"]["down"])
+    return (
+        jnp.where((chosen.sum(1) > 0)[..., None], out * real[..., None], 0.0).sum(1)
+        * weights.sum(-1)[:, None]
+    )
 
 
 def thresholded(params, x):
@@ -205,10 +251,14 @@ KINDS = [
     Kind(noisy_top_k, logits_of, gate="softmax after", kind="logits", noisy=True),
     Kind(sigmoid_gate, _sigmoid, gate="sigmoid", kind="scores"),
     Kind(bias_balanced, _sigmoid, gate="sigmoid", kind="scores", biased=True),
+    Kind(balanced_logits, logits_of, gate="softmax after", kind="logits", biased=True),
     Kind(group_limited, _probabilities),
     Kind(argsorted, _probabilities),
     Kind(approximate, _probabilities),
     Kind(ragged, _probabilities),
+    Kind(sorted_tokens, _probabilities),
+    Kind(with_capacity, _probabilities, k=1),
+    Kind(masked_tokens, _probabilities),
     Kind(thresholded, _probabilities),
     Kind(biased_linear, _with_bias),
     Kind(softmax_beside, _probabilities),
