@@ -13,7 +13,8 @@ What the model returns needs no adapter. Without touching the model, say where i
 The capture goes inside your vmap, as above. Out of a vmap, scan or checkpoint of the model's own it cannot
 see; `moe_rules_callback.tracing.tap(loss_fn)` does.
 
-A model that keeps its probabilities in an `eqx.nn.State`, for a batch of fixed size, hands that over:
+A model that keeps its probabilities in an `eqx.nn.State` (equinox >= 0.13.1; a batch has one size) hands
+that over:
 
     self.router_probs = eqx.nn.StateIndex(jnp.zeros((tokens, experts)))      # in the router
     state = state.set(self.router_probs, probs)
@@ -139,6 +140,6 @@ def _joined(layer: str, calls: list[tuple[Any, Any]]) -> jax.Array:
         return jnp.concatenate([jnp.atleast_2d(probs) for probs, _ in calls], axis=-2)
     raise MetricsError(
         f"The router {layer!r} {fault}. Let `where` point at modules that the model calls itself and that "
-        "return the probabilities [.., tokens, experts] alone, or use moe_rules_callback.tracing.tap(loss_fn): "
-        "it sees into transformations and needs no `where`."
+        "return the probabilities [.., tokens, experts] alone, or use "
+        "moe_rules_callback.tracing.tap(loss_fn), which sees into transformations."
     )

@@ -1,7 +1,7 @@
 """What a window of rows says: trends against their own noise, and scores against the recent past.
 
-Rows are [window, channels] in the order of a ring, with `age` [window]: 0 for the newest row, window - 1
-for the oldest. Rows that are not finite are left out. `Lookbacks` keeps the windows of a running audit in rings;
+Rows are [window, channels] in the order of a ring, with `age` [window]: 0 for the newest row, window - 1 for
+the oldest. Rows that are not finite are left out. `Lookbacks` keeps the windows of a running audit in rings;
 until a window has filled its results are NaN.
 """
 

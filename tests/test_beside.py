@@ -29,8 +29,8 @@ def test_steps_that_do_not_rise_are_reported_once(caplog: pytest.LogCaptureFixtu
             audit.on_step({"x": 0.0}, step)
     assert audit.history.step.values.tolist() == [5, 6, 6, 2, 3, 4]
     assert caplog.messages == [
-        "step 6 comes after step 6: rows are kept in the order in which they came, but warm-ups and plots go by "
-        "the number. Count steps over the whole run, not over an epoch."
+        "step 6 comes after step 6: rows are kept in the order in which they came, but warm-ups and plots go "
+        "by the number. Count steps over the whole run, not over an epoch."
     ]
 
 

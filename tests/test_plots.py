@@ -47,10 +47,15 @@ def test_lines_are_rolling_means_of_the_upper_bound_and_the_loss(history):
     for rule, (colour, _) in TUTORIAL.items():
         upper = history.truth.sel(rule=rule, bound="upper", drop=True)
         np.testing.assert_allclose(
-            lines[colour][:, 1], upper.rolling(step=30, min_periods=1, center=True).mean(), rtol=1e-5, err_msg=rule
+            lines[colour][:, 1],
+            upper.rolling(step=30, min_periods=1, center=True).mean(),
+            rtol=1e-5,
+            err_msg=rule,
         )
     (loss,) = drawn(figure, 0).values()
-    np.testing.assert_allclose(loss[:, 1], history.loss.rolling(step=50, min_periods=1, center=True).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        loss[:, 1], history.loss.rolling(step=50, min_periods=1, center=True).mean(), rtol=1e-5
+    )
 
 
 def test_bands_reach_down_to_the_lower_bound(history):

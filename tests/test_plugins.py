@@ -111,7 +111,9 @@ def test_a_misspelt_hook():
 
 
 def test_an_installed_plugin_that_cannot_be_imported_is_left_out(monkeypatch, caplog):
-    broken = SimpleNamespace(name="broken", value="broken:Plugin", load=lambda: import_module("no_such_module"))
+    broken = SimpleNamespace(
+        name="broken", value="broken:Plugin", load=lambda: import_module("no_such_module")
+    )
     monkeypatch.setattr("moe_rules_callback.plugins.entry_points", lambda group: [broken])
     get_plugin_manager()
     assert caplog.messages == ["plugin 'broken' (broken:Plugin) cannot be imported and is left out"]

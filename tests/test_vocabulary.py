@@ -91,12 +91,14 @@ def test_a_scalar_under_the_name_of_a_signal_is_judged_like_it() -> None:
 
 def test_all_signals_are_those_that_find_what_they_are_about() -> None:
     audit = Audit({}, signals="all")
-    audit.init({"params": {"w": np.ones((2, 2), np.float32), "f": np.tanh}, "grads": {"w": np.ones(2, np.float32)}})
+    weights = np.ones((2, 2), np.float32)
+    audit.init({"params": {"w": weights, "f": np.tanh}, "grads": {"w": weights}})
     assert audit.schema.signal_names == ("weight_norm", "gradient_norm")
 
 
 def test_a_misspelt_signal_names_the_closest() -> None:
-    with pytest.raises(MissingSignalError, match=r"pass 'router_entrpy', which is no shipped signal\. Did you mean"):
+    message = r"pass 'router_entrpy', which is no shipped signal\. Did you mean router_entropy"
+    with pytest.raises(MissingSignalError, match=message):
         Audit({}, signals=["router_entrpy"]).init({"loss": 1.0})
 
 

@@ -127,6 +127,11 @@ class Dispatch:
             if other is not None and self._is_iota(other):
                 return _as_mask(onward)
             return self._ends(_COMPARED) if self._is_argument(other) else onward
+        if kind == "select_n" and use.number == 0:  # a vmapped switch
+            cases = range(1, len(self._flow.operands(use.path)))
+            if any(self._is_data(use.path, k) for k in cases):
+                return self._dispatches("switch", use.path)
+            return onward
         if kind == "sort":
             return [(v, "order") for v, _ in onward]
         return onward if kind in ELEMENTWISE | _SUMS or kind == "dynamic_update_slice" else []
@@ -134,9 +139,8 @@ class Dispatch:
     def _step_mask(self, use: Use, kind: str, onward: Onward) -> Onward:
         operands = self._flow.operands(use.path)
         if kind == "dot_general":
-            other = operands[1 - use.number]
-            floats = other is not None and jnp.issubdtype(dtype_of(other.var), jnp.floating)
-            return self._dispatches("one-hot matmul", use.path) if floats else onward
+            with_data = self._is_data(use.path, 1 - use.number)
+            return self._dispatches("one-hot matmul", use.path) if with_data else onward
         if kind in ("mul", "select_n"):
             if any(self._is_data(use.path, k) for k in range(len(operands)) if k != use.number):
                 return self._dispatches("product with a mask", use.path)
@@ -186,7 +190,8 @@ class Dispatch:
             return False
         made = [self._flow.maker(v) for v in near]
         computed = any(m and tag(m[1]) not in ELEMENTWISE | MOVES | _SUMS | {"iota"} for m in made)
-        return computed or any(v in self._flow.inputs or v in self._flow.constants for v in near)
+        given = (v for v in near if v in self._flow.inputs or v in self._flow.constants)
+        return computed or any(jnp.issubdtype(dtype_of(v.var), jnp.floating) for v in given)
 
 
 def _as_mask(onward: Onward) -> Onward:

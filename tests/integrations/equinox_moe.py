@@ -144,5 +144,8 @@ MODELS = {
     "equinox-returned": (Shown(Model, returned), beside),
     "equinox-captured": (Shown(Model, captured), beside, inside_filter_jit),
     "equinox-captured-in-vmap": (Shown(Model, captured_in_vmap), inside_filter_jit),
-    "equinox-state": (Shown(eqx.nn.make_with_state(StatefulModel), stateful), beside, inside_filter_jit),
 }
+stateful_model = eqx.nn.make_with_state(StatefulModel)
+STATE_HAS_PATHS = isinstance(stateful_model()[1].tree_flatten()[1][0], str)  # since equinox 0.13.1
+if STATE_HAS_PATHS:
+    MODELS["equinox-state"] = (Shown(stateful_model, stateful), beside, inside_filter_jit)

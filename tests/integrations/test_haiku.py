@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 pytest.importorskip("haiku")
 
@@ -102,7 +103,11 @@ def test_abstract_state_for_the_layout():
     assert [probs.shape for probs in router_probs(state).values()] == [(TOKENS, EXPERTS)] * len(PROBS)
 
 
-@pytest.mark.parametrize("source", [None, {}, PROBS, {"a": PROBS[0]}, {"norm": {"mean": PROBS[0]}}])
+OTHERS = [None, {}, PROBS, {"a": PROBS[0]}, {"norm": {"mean": PROBS[0]}}]
+FLAX = [{"intermediates": {"router_probs": (PROBS[0],)}}, nnx.State({"moe": {"router_probs": PROBS[0]}})]
+
+
+@pytest.mark.parametrize("source", OTHERS + FLAX)
 def test_other_objects_are_left_to_other_adapters(source):
     assert find_router_probs(source) is None
 
@@ -126,7 +131,7 @@ def test_a_module_that_returns_more_is_named():
             return blocks(x)[0]
 
     with pytest.raises(MetricsError, match="'block_0/router_probs' holds a tuple, not router probabilities"):
-        find_router_probs(run(forward)[1])
+        router_probs(run(forward)[1])
 
 
 def test_an_optax_loop_carries_the_audit():

@@ -176,10 +176,33 @@ def masked_tokens(params, x):
     chosen = jax.nn.one_hot(index, E)  # [T, k, E]
     h = jnp.tanh(jnp.einsum("td,edf->tef", x * real, params["experts"]["up"]))
     out = jnp.einsum("tef,efd->ted", h, params["experts"]["down"])
-    return (
-        jnp.where((chosen.sum(1) > 0)[..., None], out * real[..., None], 0.0).sum(1)
-        * weights.sum(-1)[:, None]
-    )
+    kept = jnp.where((chosen.sum(1) > 0)[..., None], out * real[..., None], 0.0)
+    return kept.sum(1) * weights.sum(-1, keepdims=True)
+
+
+def per_token(params, x):
+    """Written for one token, vmapped over all."""
+
+    def one(token):
+        weights, index = jax.lax.top_k(jax.nn.softmax(token @ params["router"]["kernel"]), K)
+        outs = [jnp.tanh(token @ params["experts"]["up"][i]) @ params["experts"]["down"][i] for i in index]
+        return sum(weight * out for weight, out in zip(weights, outs, strict=True))
+
+    return jax.vmap(one)(x)
+
+
+def switched(params, x):
+    """One branch per expert, vmapped over tokens."""
+
+    def expert(i):
+        return lambda token: jnp.tanh(token @ params["experts"]["up"][i]) @ params["experts"]["down"][i]
+
+    def one(token):
+        probs = jax.nn.softmax(token @ params["router"]["kernel"])
+        best = jnp.argmax(probs)
+        return jax.lax.switch(best, [expert(i) for i in range(E)], token) * probs[best]
+
+    return jax.vmap(one)(x)
 
 
 def thresholded(params, x):
@@ -259,6 +282,8 @@ KINDS = [
     Kind(sorted_tokens, _probabilities),
     Kind(with_capacity, _probabilities, k=1),
     Kind(masked_tokens, _probabilities),
+    Kind(per_token, _probabilities),
+    Kind(switched, _probabilities, k=1),
     Kind(thresholded, _probabilities),
     Kind(biased_linear, _with_bias),
     Kind(softmax_beside, _probabilities),

@@ -76,6 +76,11 @@ def attention(params, x, labels):
     return x[best].sum()
 
 
+def confusion(params, x, labels):
+    predicted = jax.nn.one_hot(jnp.argmax(x @ params["head"]["kernel"], axis=-1), E)
+    return predicted.T @ jax.nn.one_hot(labels, E)
+
+
 def sparse_attention(params, x, labels):
     """Keys are chosen by queries; the scale of a norm is no router."""
     query = x @ params["head"]["kernel"]
@@ -118,6 +123,7 @@ NO_AXIS = "no matmul has the axis that it chooses over among its outputs"
         (nucleus, NOTHING),
         (beam, NO_AXIS),
         (greedy, "used to read a row of a table, as a token's embedding is"),
+        (confusion, NOTHING),
         (sparse_attention, "its scores are a product of two activations, not of a parameter"),
         (attention, "its scores are a product of two activations, not of a parameter"),
         (one_output, "it chooses among tokens by a single output, not among experts"),
