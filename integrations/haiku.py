@@ -83,7 +83,7 @@ def router_probs(state: Mapping[str, Any], name: str = "router_probs") -> dict[s
 
 @hookimpl
 def find_router_probs(source: Any) -> dict[str, jax.Array] | None:
-    """Take part in `find_router_probs` for a state in which some module has recorded an array `router_probs`."""
+    """Take part in `find_router_probs` for a state in which a module has recorded an array `router_probs`."""
     if not isinstance(source, dict) or not all(isinstance(values, dict) for values in source.values()):
         return None
     recorded = any(hasattr(values.get("router_probs"), "shape") for values in source.values())

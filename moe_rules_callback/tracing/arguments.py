@@ -14,6 +14,7 @@ import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -107,20 +108,27 @@ class Arguments:
             _nnx().update(self._objects, state[0])
 
 
+@dataclass(frozen=True)
 class Results:
-    """The result of a function taken apart: arrays, and everything else."""
+    """The result of a function without its arrays: its structure, and everything else in it."""
 
-    def __init__(self, result: Any) -> None:
-        leaves, self._tree = tree_flatten(result)
-        self._dynamic = [is_array(leaf) for leaf in leaves]
-        self._static = [None if is_array(leaf) else leaf for leaf in leaves]
-        self.arrays = [leaf for leaf in leaves if is_array(leaf)]
+    tree: Any
+    dynamic: list[bool]
+    static: list[Any]
 
     def rebuild(self, arrays: Sequence[Any]) -> Any:
-        """The result with other arrays in it."""
+        """The result with arrays in it."""
         values = iter(arrays)
-        pairs = zip(self._dynamic, self._static, strict=True)
-        return tree_unflatten(self._tree, [next(values) if dynamic else static for dynamic, static in pairs])
+        pairs = zip(self.dynamic, self.static, strict=True)
+        return tree_unflatten(self.tree, [next(values) if dynamic else static for dynamic, static in pairs])
+
+
+def taken(result: Any) -> tuple[Results, list[Any]]:
+    """(the rest, the arrays) of what a function returned."""
+    leaves, tree = tree_flatten(result)
+    dynamic = [is_array(leaf) for leaf in leaves]
+    static = [None if is_array(leaf) else leaf for leaf in leaves]
+    return Results(tree, dynamic, static), [leaf for leaf in leaves if is_array(leaf)]
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

@@ -23,7 +23,7 @@ from .gates import described, partners
 from .logits import Span, chain_of
 from .program import Program
 from .routers import Discovery, Router
-from .walk import Path, dtype_of, enclosing, shape_of, source_of, tag
+from .walk import Path, dtype_of, enclosing, is_opaque, shape_of, source_of, tag
 
 MAX_EXPERTS = 1024  # the choice over a longer axis is one of a word
 _AXIS = {"top_k": "axis", "approx_top_k": "reduction_dimension", "argmax": "axes", "sort": "dimension"}
@@ -46,7 +46,8 @@ def discover(program: Program) -> Discovery:
     """`discover_routers` on a program that was traced before."""
     flow = Flow(program.closed)
     found = [c for path, eqn in flow.equations.items() if (c := _candidate(flow, program, path, eqn))]
-    return Discovery(_numbered(_merged(found)))
+    opaque = [f"{tag(eqn)} at {source_of(eqn)}" for eqn in flow.equations.values() if is_opaque(eqn)]
+    return Discovery(_numbered(_merged(found)), dict.fromkeys(opaque))
 
 
 def _axis(eqn: JaxprEqn) -> int | None:

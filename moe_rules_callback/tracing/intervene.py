@@ -50,7 +50,7 @@ def intervene(fn: Callable[..., Any], changes: Mapping[str, Callable[..., Any]])
         TracingError: when called: there is no such site, or a change returns another shape or dtype.
     """
 
-    @functools.wraps(fn)
+    @functools.wraps(fn, updated=())
     def changed(*args: Any, **kwargs: Any) -> Any:
         arguments = Arguments(fn, args, kwargs)
         with marked_modules():

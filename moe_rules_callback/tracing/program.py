@@ -9,7 +9,7 @@ import jax
 from jax.extend.core import ClosedJaxpr
 
 from ..errors import TracingError
-from .arguments import Arguments, Results
+from .arguments import Arguments, Results, taken
 from .evaluate import Evaluator
 
 
@@ -34,9 +34,9 @@ class Program:
         taken_apart: list[Results] = []
 
         def flat(*arrays: Any) -> list[Any]:
-            results = Results(arguments.call(fn, arrays))
+            results, arrays_out = taken(arguments.call(fn, arrays))
             taken_apart.append(results)
-            return results.arrays
+            return arrays_out
 
         closed = jax.make_jaxpr(flat)(*arguments.arrays)
         return cls(fn, arguments, closed, taken_apart[-1])

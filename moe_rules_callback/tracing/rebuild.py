@@ -57,18 +57,24 @@ def rebuild(eqn: JaxprEqn, values: Values, inside: Inside) -> tuple[Values, Taps
         TracingError: equations of this kind cannot be made anew.
     """
     kind = tag(eqn)
-    if kind not in _REBUILD:
-        raise refusal(eqn, _NAMES.get(kind, kind))
+    if kind in _RULES:
+        raise _rule_refusal(eqn, _RULES[kind])
     return _REBUILD[kind](eqn, values, inside)
 
 
-def refusal(eqn: JaxprEqn, construct: str) -> TracingError:
-    """The error for a site inside something that cannot be made anew."""
+def _refusal(eqn: JaxprEqn, construct: str) -> TracingError:
     return TracingError(
-        f"The value asked for lies inside {construct}, at {source_of(eqn)}. Rebuilding it with a further or "
-        "another result would lose that rule. Usual cause: the loss or the model was wrapped before it was "
-        "differentiated. Wrap the whole training step instead, the function that calls value_and_grad: there "
-        "the rule has been applied."
+        f"The value asked for lies inside {construct}, at {source_of(eqn)}, which cannot be made anew with a "
+        "further or another result. Ask for a value that goes into it or comes out of it instead."
+    )
+
+
+def _rule_refusal(eqn: JaxprEqn, rule: str) -> TracingError:
+    return TracingError(
+        f"The value asked for lies inside a function with its own derivative rule ({rule}), at "
+        f"{source_of(eqn)}. Rebuilding it with a further or another result would lose that rule. Usual "
+        "cause: the loss or the model was wrapped before it was differentiated. Wrap the whole training "
+        "step instead, the function that calls value_and_grad: there the rule has been applied."
     )
 
 
@@ -109,7 +115,7 @@ def _call(eqn: JaxprEqn, values: Values, inside: Inside) -> tuple[Values, Taps]:
 
 def _remat(eqn: JaxprEqn, values: Values, inside: Inside) -> tuple[Values, Taps]:
     if eqn.params["differentiated"]:
-        raise refusal(eqn, "the backward pass of a jax.checkpoint")
+        raise _refusal(eqn, "the backward pass of a jax.checkpoint")
     options = {key: eqn.params[key] for key in ("prevent_cse", "policy")}
     return jax.checkpoint(inside.body(0), **options)(*values)
 
@@ -130,7 +136,7 @@ def _scan(eqn: JaxprEqn, values: Values, inside: Inside) -> tuple[Values, Taps]:
 
 def _while(eqn: JaxprEqn, values: Values, inside: Inside) -> tuple[Values, Taps]:
     if 0 in inside.changed:
-        raise refusal(eqn, "the condition of a while loop")
+        raise _refusal(eqn, "the condition of a while loop")
     conds, bodys = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     tested, fixed, start = values[:conds], values[conds : conds + bodys], values[conds + bodys :]
     condition, run = inside.body(0), inside.body(1)
@@ -144,7 +150,7 @@ def _while(eqn: JaxprEqn, values: Values, inside: Inside) -> tuple[Values, Taps]
 
 def _cond(eqn: JaxprEqn, values: Values, inside: Inside) -> tuple[Values, Taps]:
     if eqn.params.get("branches_platforms") is not None:
-        raise refusal(eqn, "jax.lax.platform_dependent")
+        raise _refusal(eqn, "jax.lax.platform_dependent")
     index, *operands = values
     branches = [inside.body(number) for number in range(len(eqn.params["branches"]))]
     shapes: Taps = {}
@@ -196,7 +202,4 @@ _REBUILD: dict[str, Callable[[JaxprEqn, Values, Inside], tuple[Values, Taps]]] =
     "shard_map": _shard_map,
 }
 
-_NAMES = {
-    "custom_jvp_call": "a function with its own derivative rule (jax.custom_jvp)",
-    "custom_vjp_call": "a function with its own derivative rule (jax.custom_vjp)",
-}
+_RULES = {"custom_jvp_call": "jax.custom_jvp", "custom_vjp_call": "jax.custom_vjp"}

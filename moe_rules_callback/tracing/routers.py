@@ -78,10 +78,11 @@ class Discovery(Sequence[Router]):
 
     Attributes:
         rejected: selections that were not taken, each with its reason.
+        opaque: kernels and the like that were not looked into, with their places.
     """
 
-    def __init__(self, candidates: Iterable[Router]) -> None:
-        candidates = list(candidates)
+    def __init__(self, candidates: Iterable[Router], opaque: Iterable[str] = ()) -> None:
+        candidates, self.opaque = list(candidates), list(opaque)
         self._taken = [c for c in candidates if c.taken]
         self.rejected = [c for c in candidates if not c.taken]
 
@@ -93,7 +94,11 @@ class Discovery(Sequence[Router]):
 
     def __str__(self) -> str:
         lines = [str(router) for router in self._taken] or ["no router found"]
-        return "\n".join([*lines, *["not taken:"] * bool(self.rejected), *map(str, self.rejected)])
+        if self.rejected:
+            lines += ["not taken:", *map(str, self.rejected)]
+        if self.opaque:
+            lines += ["not looked into:", *self.opaque]
+        return "\n".join(lines)
 
     def chosen(self, choice: Choice) -> list[Router]:
         """The routers that the user wants.

@@ -55,7 +55,7 @@ def tap(fn: Callable[..., Any], *, routers: Choice = None) -> Callable[..., tupl
     """
     kept: list[tuple[Any, Program, Evaluator]] = []  # found by ==: what is no array may have no hash
 
-    @functools.wraps(fn)
+    @functools.wraps(fn, updated=())  # without `lower`, that of the function as it was
     def tapped(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, jax.Array]]:
         arguments = Arguments(fn, args, kwargs)
         # Only a jitted function is bound to what it saw when it was traced.

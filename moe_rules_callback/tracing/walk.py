@@ -79,6 +79,15 @@ def bodies(eqn: JaxprEqn) -> list[Body]:
     return []
 
 
+def is_opaque(eqn: JaxprEqn) -> bool:
+    """Whether an equation runs a program that is not looked into: a kernel, a solver."""
+    parts = (
+        part for value in eqn.params.values() for part in (value if isinstance(value, tuple) else (value,))
+    )
+    programs = any(isinstance(opened(part)[0], Jaxpr) and len(opened(part)[0].eqns) > 1 for part in parts)
+    return programs and not bodies(eqn)
+
+
 def walk(jaxpr: Jaxpr, frame: Path = ()) -> Iterator[tuple[Path, JaxprEqn]]:
     """Every equation with its path, outer ones before those inside."""
     for i, eqn in enumerate(jaxpr.eqns):

@@ -21,7 +21,7 @@ def test_a_router_is_found_and_described(kind: Kind) -> None:
     assert (router.noisy, router.biased) == (kind.noisy, kind.biased)
     assert router.expert_choice is kind.expert_choice
     assert router.layers == ()
-    assert f"({kind.layer.__name__})" in router.source
+    assert f"({kind.layer.__name__}" in router.source
 
 
 def accuracy(params, x, labels):
@@ -167,6 +167,20 @@ def test_a_discovery_prints_what_was_found_and_why() -> None:
 
 def test_without_a_router_the_print_says_so() -> None:
     assert str(discover_routers(jnp.tanh, X)) == "no router found"
+
+
+def test_what_is_not_looked_into_is_listed() -> None:
+    from jax.experimental import pallas as pl
+
+    def kernel(x_ref, y_ref):
+        y_ref[...] = jnp.tanh(x_ref[...])
+
+    def model(x):
+        return pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype), interpret=True)(x)
+
+    lines = str(discover_routers(model, X)).splitlines()
+    assert lines[:2] == ["no router found", "not looked into:"]
+    assert lines[2].startswith("pallas_call at test_routers.py:")
 
 
 def test_two_arguments_with_the_same_paths_are_told_apart() -> None:

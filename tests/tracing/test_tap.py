@@ -340,6 +340,46 @@ def test_the_user_chooses() -> None:
     assert names(routers=lambda router: router.experts == E) == [ROUTER, "['head']"]
 
 
+def test_a_tapped_jit_is_no_jit() -> None:
+    """`lower` would be that of the function without taps."""
+    assert not hasattr(tap(Jitted(soft_top_k)), "lower")
+
+
+def test_nothing_of_a_trace_is_kept() -> None:
+    with jax.checking_leaks():
+        jax.jit(tap(lambda params, x: soft_top_k(params, x)))(PARAMS, X)
+
+
+def test_the_condition_of_a_loop_is_refused() -> None:
+    def model(params, x):
+        return jax.lax.while_loop(lambda x: soft_top_k(params, x).sum() > 1e9, lambda x: 2 * x, x)
+
+    with pytest.raises(TracingError) as error:
+        tap(model)(PARAMS, X)
+    assert "lies inside the condition of a while loop, at test_tap.py:" in str(error.value)
+    assert str(error.value).endswith(
+        ", which cannot be made anew with a further or another result. Ask for a value that goes into it or comes "
+        "out of it instead."
+    )
+
+
+def test_a_router_that_runs_twice_has_two_names() -> None:
+    def model(params, x):
+        return soft_top_k(params, soft_top_k(params, x))
+
+    out, taps = jax.jit(tap(model))(PARAMS, X)
+    assert list(taps) == [ROUTER, f"{ROUTER}#2"]
+    np.testing.assert_allclose(
+        taps[f"{ROUTER}#2"], softmax(logits_of(PARAMS, soft_top_k(PARAMS, X))), atol=1e-6
+    )
+
+
+def test_pmap() -> None:
+    xs = tokens(1)
+    _, taps = jax.pmap(tap(soft_top_k), in_axes=(None, 0))(PARAMS, xs)
+    np.testing.assert_allclose(taps[ROUTER][0], softmax(logits_of(PARAMS, xs)), atol=1e-6)
+
+
 def test_errors_say_what_there_is() -> None:
     with pytest.raises(TracingError, match=r"No selection is fed by \['heads'\]\. Did you mean \['head'\]\?"):
         tap(two_heads, routers=["['heads']"])(*TWO)
