@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,7 @@ class RuleAuditCallback:
 
     # Beside the step.
 
-    def on_step(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+    def on_step(self, metrics: Mapping[str, Any], step: SupportsIndex | None = None) -> None:
         """Take in the metrics of a training step. Does not wait for the device.
 
         Args:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .predicates import Predicate
-from .signals import Signal
+from .signals import Signal, WindowSignal
 from .temporal import UNKNOWN
 from .trends import Function, Lookbacks, rising, spike_score, steadiness
 
@@ -39,7 +39,9 @@ class Judges:
     ) -> None:
         self._features = np.array([order.index(p.signal) for p in predicates], int)
         # What must be finite: of a window signal that below it, for it is NaN before it has filled.
-        below = [s.needs[0] if (s := signals[p.signal]).source == "window" else p.signal for p in predicates]
+        judged = {p.signal: signals[p.signal] for p in predicates}
+        base = {name: s.needs[0] if isinstance(s, WindowSignal) else name for name, s in judged.items()}
+        below = [base[p.signal] for p in predicates]
         self._sources = np.array([order.index(name) for name in below], int)
         trends: dict[tuple[Function, int, int], int] = {}
         ramp = np.zeros((3, len(predicates), len(sizes)), np.float32)

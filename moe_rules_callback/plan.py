@@ -25,6 +25,7 @@ from .judges import Judges
 from .metrics import ROUTER_METRICS, Routers
 from .program import Program
 from .records import Schema, SignalInfo
+from .signals import RouterSignal, WindowSignal
 from .state import AuditState, Rows
 from .statistics import NEED_LOGITS, Statistics, measure
 from .trends import Lookbacks
@@ -98,31 +99,32 @@ class Plan:
                     f"the signal '{name}' is to be recorded, but the metrics of this step do not give it: "
                     f"pass {self._vocabulary.missing(name)}."
                 )
-        self._base = [name for name in wanted if signals[name].source != "window"]
-        backward = [name for name in wanted if signals[name].source == "window"]
-        self._base += dict.fromkeys(s for n in backward for s in signals[n].needs if s not in self._base)
+        backward = {n: s for n in wanted if isinstance(s := signals[n], WindowSignal)}
+        self._base = [name for name in wanted if name not in backward]
+        self._base += dict.fromkeys(n for s in backward.values() for n in s.needs if n not in self._base)
         self._lookbacks = Lookbacks(
-            [(signals[n].compute, signals[n].window, self._base.index(signals[n].needs[0])) for n in backward]
+            [(signal.compute, signal.rows, self._base.index(signal.needs[0])) for signal in backward.values()]
         )
-        return self._base + backward
+        return [*self._base, *backward]
 
     def _needs(self, name: str) -> tuple[str, ...]:
         """Statistics under a signal."""
         signal = self._vocabulary.signals[name]
-        if signal.source != "statistics":
+        if not isinstance(signal, RouterSignal):
             return ()
         return (*signal.needs, "load") if "recent_load" in signal.needs else signal.needs
 
     def _info(self, name: str) -> SignalInfo:
         signals = self._vocabulary.signals
-        source = signals[signals[name].needs[0]] if signals[name].source == "window" else signals[name]
-        return SignalInfo(name, signals[name].long_name, signals[name].units, source.source == "statistics")
+        signal = signals[name]
+        source = signals[signal.needs[0]] if isinstance(signal, WindowSignal) else signal
+        return SignalInfo(name, signal.long_name, signal.units, isinstance(source, RouterSignal))
 
     @cached_property
     def metrics(self) -> frozenset[str]:
         """Keys of the metrics that are read; "*" stands for all of them."""
         signals = [self._vocabulary.signals[name] for name in self._base]
-        needs = {need for signal in signals if signal.source == "metrics" for need in signal.needs}
+        needs = {need for signal in signals if not isinstance(signal, RouterSignal) for need in signal.needs}
         routers = set(ROUTER_METRICS) & self.layout.metrics
         if "router_probs" in routers and not self._statistics & NEED_LOGITS:
             routers.discard("router_logits")
@@ -187,7 +189,7 @@ class Plan:
         rows = []
         for name in self._base:
             signal = self._vocabulary.signals[name]
-            if signal.source == "statistics":
+            if isinstance(signal, RouterSignal):
                 parts = [signal.compute(group) for group in groups]
                 pooled = parts[0][-1:] if len(parts) == 1 else jnp.full(1, jnp.nan)
                 row = jnp.concatenate([*(part[:-1] for part in parts), pooled])

@@ -2,10 +2,10 @@
 
 A signal is computed from one of four sources:
 
-    statistics   a router, per layer and pooled:   load_cv = std(q) / mean(q)
-    window       the last rows of another signal:  loss_spike_score over 128 rows of loss
-    metrics      the whole model:                  weight_norm from params
-    itself       a scalar that the step passes:    loss, learning_rate, ..
+    RouterSignal   a router's statistics, by layer and pooled:   load_cv = std(q) / mean(q)
+    WindowSignal   the last rows of another signal:              loss_spike_score over 128 rows of loss
+    Signal         the metrics of the step:                      weight_norm from params
+    scalar(name)   a scalar that the step passes:                loss, learning_rate, ..
 
 `ROUTER_SIGNALS`, `MODEL_SIGNALS` and `WINDOW_SIGNALS` list the shipped ones; plugins add theirs.
 Notation: p [T, E] probabilities of T tokens over E experts, k experts per token, q [E] share of
@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,33 +35,32 @@ Ramps = Callable[[int, int], Mapping[str, Ramp]]  # of (E, k): ramps for "high" 
 
 @dataclass(frozen=True)
 class Signal:
-    """A named scalar.
+    """A named scalar of a step.
 
     Attributes:
-        compute: what it is computed by. source "statistics": Statistics -> float32 [layers + 1]
-            (the last is the pooled value); "window": (rows float32 [window, channels], age int32
-            [window], 0 for the newest) -> [channels]; "metrics": the metrics of the step -> scalar.
-        needs: statistics for "statistics", one signal for "window", metrics for "metrics".
-        source: see above.
-        window: rows that a "window" signal looks back, the current one included.
+        compute: the metrics of the step -> scalar.
+        needs: the metrics that it reads; "*" for all.
         long_name, units: for histories and plots.
         ramps: where `high_` and `low_` turn, by (E, k); None: judged by its own rolling history.
     """
 
     compute: Callable[..., jax.Array]
     needs: tuple[str, ...]
-    source: Literal["statistics", "window", "metrics"] = "metrics"
-    window: int = 0
     long_name: str = ""
     units: str = "1"
     ramps: Ramps | None = None
 
     def missing(self, metrics: frozenset[str], k_known: bool) -> str:
         """What to pass so that the signal can be computed, or "" when it can."""
-        if self.source == "metrics":
-            return ", ".join(f"'{need}'" for need in self.needs if need not in metrics | {"*"})
-        if self.source == "window":
-            return f"'{self.needs[0]}'" if self.needs[0] not in metrics else ""
+        return ", ".join(f"'{need}'" for need in self.needs if need not in metrics | {"*"})
+
+
+@dataclass(frozen=True)
+class RouterSignal(Signal):
+    """A signal of each layer: `compute` is given `Statistics`, and gives float32 [layers + 1], the pooled
+    value last; `needs` names the statistics."""
+
+    def missing(self, metrics: frozenset[str], k_known: bool) -> str:
         if not metrics & {"router_probs", "router_logits"}:
             return "'router_probs' (or 'router_logits')"
         if NEED_LOGITS & set(self.needs) and "router_logits" not in metrics:
@@ -69,6 +68,14 @@ class Signal:
         if NEED_K & set(self.needs) and not k_known:
             return "'expert_index' or top_k="
         return ""
+
+
+@dataclass(frozen=True)
+class WindowSignal(Signal):
+    """What the last `rows` of one other signal say, the current row included: `compute` is one of `trends`,
+    `needs` holds that signal's name."""
+
+    rows: int = 32
 
 
 def _unit(high: float, low: float, scale: float = 1.0) -> Ramps:
@@ -192,9 +199,9 @@ def router_z_loss(s: Statistics) -> jax.Array:
     return s["log_partition_square"]
 
 
-def _router(function: Callable[..., jax.Array], needs: str, ramps: Ramps, units: str = "1") -> Signal:
+def _router(function: Callable[..., jax.Array], needs: str, ramps: Ramps, units: str = "1") -> RouterSignal:
     long_name = (function.__doc__ or "").split("\n")[0].rstrip(".")
-    return Signal(function, tuple(needs.split()), "statistics", 0, long_name, units, ramps)
+    return RouterSignal(function, tuple(needs.split()), long_name, units, ramps)
 
 
 def _dead(experts: int, k: int) -> dict[str, Ramp]:
@@ -205,7 +212,7 @@ def _confidence(experts: int, k: int) -> dict[str, Ramp]:
     return {"high": (0.35, 1.0), "low": (1 / experts + 0.1 * (1 - 1 / experts), 0.3)}
 
 
-ROUTER_SIGNALS: dict[str, Signal] = {
+ROUTER_SIGNALS: dict[str, RouterSignal] = {
     "router_entropy": _router(router_entropy, "entropy", _unit(0.95, 0.6)),
     "routing_confidence": _router(routing_confidence, "confidence", _confidence),
     "routing_margin": _router(routing_margin, "margin", _unit(0.5, 0.1, 0.3)),
@@ -255,17 +262,16 @@ MODEL_SIGNALS: dict[str, Signal] = {
     ),
 }
 
-WINDOW_SIGNALS: dict[str, Signal] = {
-    "loss_slope": Signal(
-        resistant_slope, ("loss",), "window", 32, "Resistant slope of the loss over 32 rows", "1/row"
+WINDOW_SIGNALS: dict[str, WindowSignal] = {
+    "loss_slope": WindowSignal(
+        resistant_slope, ("loss",), "Resistant slope of the loss over 32 rows", "1/row", rows=32
     ),
-    "loss_spike_score": Signal(
+    "loss_spike_score": WindowSignal(
         spike_score,
         ("loss",),
-        "window",
-        129,
         "Standard deviations of the loss above its mean over the 128 rows before",
         ramps=_unit(6.0, -6.0, 4.0),
+        rows=129,
     ),
 }
 
@@ -285,6 +291,6 @@ def scalar(name: str) -> Signal:
         return jnp.asarray(metrics[name], jnp.float32)
 
     if (same := shipped().get(name)) is not None:
-        return replace(same, compute=given, needs=(name,), source="metrics", window=0)
+        return Signal(given, (name,), same.long_name, same.units, same.ramps)
     units = "nat" if name == "loss" else "1"
-    return Signal(given, (name,), long_name=name.replace("_", " "), units=units, ramps=SCALAR_RAMPS.get(name))
+    return Signal(given, (name,), name.replace("_", " "), units, SCALAR_RAMPS.get(name))

@@ -103,7 +103,7 @@ class Vocabulary:
     def _computes(self, name: str) -> bool:
         """Whether a signal over parameters or gradients finds in them what it is about."""
         signal = self.signals[name]
-        if signal.source == "metrics" and set(signal.needs) & set(TREES):
+        if set(signal.needs) & set(TREES):
             read = {k: v for k, v in self._metrics.items() if k in ROUTER_METRICS or k in signal.needs}
             leaves, tree = jax.tree.flatten(read)
             arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}

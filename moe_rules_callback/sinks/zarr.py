@@ -19,7 +19,7 @@ import logging
 import re
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -61,7 +61,7 @@ class ZarrSink:
         """The last step of the newest store that a run in this directory would continue, or -1."""
         existing = stores(self._place(logdir))
         rows = written_rows(existing[-1]) if existing else 0
-        return int(_arrays(existing[-1], mode="r")["step"][rows - 1]) if rows else -1
+        return int(cast(np.ndarray, _arrays(existing[-1], mode="r")["step"][:rows])[-1]) if rows else -1
 
     def _place(self, logdir: Path | None) -> Path:
         """The name of the first store."""

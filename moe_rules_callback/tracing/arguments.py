@@ -161,7 +161,7 @@ def _trimmed(path: Any) -> str:
 
 
 def _is_box(key: Any) -> bool:
-    is_value = isinstance(key, GetAttrKey) and key.name in ("value", "raw_value")
+    is_value = isinstance(key, GetAttrKey) and key.name in ("value", "raw_value", "data_array")
     return is_value or isinstance(key, FlattenedIndexKey)
 
 

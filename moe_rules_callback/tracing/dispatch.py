@@ -28,7 +28,7 @@ MOVES = {
     *("reshape", "broadcast_in_dim", "squeeze", "transpose", "slice", "concatenate", "convert_element_type"),
     *("dynamic_slice", "rev", "pad", "copy", "copy_p", "stop_gradient", "optimization_barrier", "split"),
     *("sharding_constraint", "all_gather", "all_to_all", "pvary", "pcast", "device_put", "psum", "name"),
-    *("reshard", "mesh_cast", "expand_dims", "all_gather_invariant", "psum_invariant", "ppermute"),
+    *("reshard", "mesh_cast", "unstack", "all_gather_invariant", "psum_invariant", "ppermute"),
 }
 _SUMS = {"reduce_sum", "reduce_max", "reduce_or", "cumsum", "reduce_min", "reduce_and", "cummax", "argmax"}
 _RANDOM = {"random_bits", "threefry2x32", "rng_uniform", "rng_bit_generator", "random_gamma", "random_wrap"}

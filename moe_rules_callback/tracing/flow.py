@@ -38,7 +38,18 @@ _STILL_THE_PARAMETER = {
     *("dynamic_slice", "copy", "copy_p", "stop_gradient", "sharding_constraint", "reduce_precision", "name"),
     *("mul", "div", "add", "sub", "sqrt", "rsqrt", "max", "reduce_sum", "integer_pow", "square", "neg"),
     *("optimization_barrier", "all_gather", "all_gather_invariant", "pvary", "pcast", "device_put"),
-    *("reshard", "mesh_cast", "dynamic_update_slice", "rev", "pad", "tanh", "select_n", "concatenate"),
+    *(
+        "reshard",
+        "mesh_cast",
+        "dynamic_update_slice",
+        "rev",
+        "pad",
+        "tanh",
+        "select_n",
+        "concatenate",
+        "split",
+    ),
+    "unstack",
 }
 
 

@@ -108,7 +108,8 @@ def _plain_logits(flow: Flow, steps: list[Step]) -> Step:
                 break
         elif kind not in _STILL_LOGITS:
             break
-        best = step
+        if step.value in flow.made:  # not the name that a body has for it
+            best = step
     return best
 
 

@@ -116,13 +116,13 @@ class Discovery(Sequence[Router]):
         elif callable(choice):
             wanted = [c for c in known if choice(c)]
         else:
-            by_name = {c.name: c for c in known}
-            for name in choice:
+            by_name, names = {c.name: c for c in known}, [choice] if isinstance(choice, str) else list(choice)
+            for name in names:
                 if name not in by_name:
                     raise TracingError(
                         f"No selection is fed by {name}.{closest(name, by_name)} What was found:\n{self}"
                     )
-            wanted = [by_name[name] for name in choice]
+            wanted = [by_name[name] for name in names]
         if not wanted:
             raise TracingError(
                 "No router was found: no top_k, argmax or sort over the output of a matmul goes on to "

@@ -8,12 +8,16 @@ equation, or some consecutive ones (a module's call), at a path.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jax.extend import source_info_util
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+
+# The lines that equations come from are the user's, not those of this folder.
+source_info_util.register_exclusion(os.path.join(os.path.dirname(__file__), ""))
 
 Path = tuple[int, ...]
 
@@ -81,11 +85,10 @@ def bodies(eqn: JaxprEqn) -> list[Body]:
 
 def is_opaque(eqn: JaxprEqn) -> bool:
     """Whether an equation runs a program that is not looked into: a kernel, a solver."""
-    parts = (
-        part for value in eqn.params.values() for part in (value if isinstance(value, tuple) else (value,))
-    )
-    programs = any(isinstance(opened(part)[0], Jaxpr) and len(opened(part)[0].eqns) > 1 for part in parts)
-    return programs and not bodies(eqn)
+    lists = (value if isinstance(value, tuple) else (value,) for value in eqn.params.values())
+    programs = (opened(part)[0] for parts in lists for part in parts)
+    # A single equation is the sum of a reduction or of a scatter.
+    return not bodies(eqn) and any(isinstance(p, Jaxpr) and len(p.eqns) > 1 for p in programs)
 
 
 def walk(jaxpr: Jaxpr, frame: Path = ()) -> Iterator[tuple[Path, JaxprEqn]]:

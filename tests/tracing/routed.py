@@ -186,7 +186,7 @@ def per_token(params, x):
     def one(token):
         weights, index = jax.lax.top_k(jax.nn.softmax(token @ params["router"]["kernel"]), K)
         outs = [jnp.tanh(token @ params["experts"]["up"][i]) @ params["experts"]["down"][i] for i in index]
-        return sum(weight * out for weight, out in zip(weights, outs, strict=True))
+        return weights @ jnp.stack(outs)
 
     return jax.vmap(one)(x)
 

@@ -336,7 +336,7 @@ def test_the_user_chooses() -> None:
         return list(tap(two_heads, **choice)(*TWO)[1])
 
     assert names() == [ROUTER]
-    assert names(routers=["['head']"]) == ["['head']"]
+    assert names(routers=["['head']"]) == names(routers="['head']") == ["['head']"]
     assert names(routers=lambda router: router.experts == E) == [ROUTER, "['head']"]
 
 
@@ -358,16 +358,40 @@ def test_the_condition_of_a_loop_is_refused() -> None:
         tap(model)(PARAMS, X)
     assert "lies inside the condition of a while loop, at test_tap.py:" in str(error.value)
     assert str(error.value).endswith(
-        ", which cannot be made anew with a further or another result. Ask for a value that goes into it or comes "
-        "out of it instead."
+        ", which cannot be made anew with a further or another result. Ask for a value that goes into it "
+        "or comes out of it instead."
     )
+
+
+def test_logits_that_are_handed_to_a_jitted_function() -> None:
+    choose = jax.jit(lambda logits: jax.lax.top_k(logits, 2))
+
+    def model(params, x):
+        chosen, index = choose(x @ params["router"]["kernel"])
+        return run_gathered(params, x, jax.nn.softmax(chosen), index)
+
+    _, taps = jax.jit(tap(model))(PARAMS, X)
+    np.testing.assert_allclose(taps[ROUTER], logits_of(PARAMS, X), atol=1e-6)
+
+
+def test_logits_of_all_tokens_chosen_from_one_by_one() -> None:
+    def model(params, x):
+        def one(_, token_and_logits):
+            token, logits = token_and_logits
+            chosen, index = jax.lax.top_k(logits, 2)
+            return None, run_gathered(params, token[None], jax.nn.softmax(chosen)[None], index[None])
+
+        return jax.lax.scan(one, None, (x, x @ params["router"]["kernel"]))[1]
+
+    _, taps = jax.jit(tap(model))(PARAMS, X)
+    np.testing.assert_allclose(taps[ROUTER], logits_of(PARAMS, X), atol=1e-6)
 
 
 def test_a_router_that_runs_twice_has_two_names() -> None:
     def model(params, x):
         return soft_top_k(params, soft_top_k(params, x))
 
-    out, taps = jax.jit(tap(model))(PARAMS, X)
+    _, taps = jax.jit(tap(model))(PARAMS, X)
     assert list(taps) == [ROUTER, f"{ROUTER}#2"]
     np.testing.assert_allclose(
         taps[f"{ROUTER}#2"], softmax(logits_of(PARAMS, soft_top_k(PARAMS, X))), atol=1e-6
