@@ -7,6 +7,7 @@ what they were. Those around a site are built anew, see `rebuild`, with the taps
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -47,7 +48,9 @@ class Evaluator:
     """Interprets a jaxpr under whatever transformations the caller is in."""
 
     def __init__(self, actions: Iterable[Action] = ()) -> None:
-        self._actions: Mapping[Path, Action] = {action.site.path: action for action in actions}
+        self._actions: dict[Path, list[Action]] = defaultdict(list)
+        for action in sorted(actions, key=lambda action: -action.site.count):  # outer ones first
+            self._actions[action.site.path].append(action)
         self._around = {path for site in self._actions for path in enclosing(site)}
         # Compiled functions by path: an evaluator that is called again finds them.
         self._jitted: dict[Path, Callable[..., Any]] = {}
@@ -58,37 +61,42 @@ class Evaluator:
         """(outputs, taps) of the jaxpr that stands at `frame`."""
         env = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
+        taps = self._span(jaxpr, range(len(jaxpr.eqns)), env, frame)
+        return [_read(env, atom) for atom in jaxpr.outvars], taps
 
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else env[atom]
-
+    def _span(self, jaxpr: Jaxpr, numbers: range, env: dict[Any, Any], frame: Path, entered: int = 0) -> Taps:
+        """Runs some equations, into `env`; `entered` of the actions at the first one are under way."""
         taps: Taps = {}
-        i = 0
-        while i < len(jaxpr.eqns):
+        i = numbers.start
+        while i in numbers:
             path = (*frame, i)
-            action = self._actions.get(path)
-            count = action.site.count if action else 1
+            under_way = entered if i == numbers.start else 0
+            waiting = self._actions.get(path, [])[under_way:]
+            count = waiting[0].site.count if waiting else 1
             inputs, outputs = boundary(jaxpr, i, count)
-            values = [read(atom) for atom in inputs]
-            if action is None:
-                outs, more = self._equation(jaxpr.eqns[i], path, values)
+            values = [_read(env, atom) for atom in inputs]
+            if waiting:
+                outs, more = self._act(waiting[0], jaxpr, i, values, under_way + 1)
             else:
-                outs, more = self._act(action, jaxpr, i, values)
+                outs, more = self._equation(jaxpr.eqns[i], path, values)
             env.update(zip(outputs, outs, strict=True))
             taps |= more
             i += count
-        return [read(atom) for atom in jaxpr.outvars], taps
+        return taps
 
-    def _act(self, action: Action, jaxpr: Jaxpr, i: int, values: Values) -> tuple[Values, Taps]:
+    def _act(self, action: Action, jaxpr: Jaxpr, i: int, values: Values, entered: int) -> tuple[Values, Taps]:
         path, count, eqn = action.site.path, action.site.count, jaxpr.eqns[i]
         taps: Taps = {}
 
         def compute(*inputs: Any) -> Values:
-            if count > 1:
-                return run_group(jaxpr, i, count, inputs)
-            outs, more = self._equation(eqn, path, list(inputs))
-            taps.update(more)
-            return outs
+            if count == 1:
+                outs, more = self._equation(eqn, path, list(inputs))
+                taps.update(more)
+                return outs
+            reads, results = boundary(jaxpr, i, count)
+            env = dict(zip(reads, inputs, strict=True))
+            taps.update(self._span(jaxpr, range(i, i + count), env, path[:-1], entered))
+            return [env[var] for var in results]
 
         if action.replace is None:
             outs = compute(*values)
@@ -109,8 +117,9 @@ class Evaluator:
 
         below = {
             tap.name: (site[len(path) :], tap.result)
-            for site, action in self._actions.items()
+            for site, actions in self._actions.items()
             if site[: len(path)] == path and site != path
+            for action in actions
             for tap in action.taps
         }
         changed = {site[len(path)] for site in self._actions if site[: len(path)] == path and site != path}
@@ -134,9 +143,13 @@ def run_group(jaxpr: Jaxpr, start: int, count: int, inputs: Sequence[Any]) -> Va
     reads, results = boundary(jaxpr, start, count)
     env = dict(zip(reads, inputs, strict=True))
     for eqn in jaxpr.eqns[start : start + count]:
-        outs = bind(eqn, [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars])
+        outs = bind(eqn, [_read(env, atom) for atom in eqn.invars])
         env.update(zip(eqn.outvars, outs, strict=True))
     return [env[v] for v in results]
+
+
+def _read(env: Mapping[Any, Any], atom: Any) -> Any:
+    return atom.val if isinstance(atom, Literal) else env[atom]
 
 
 def _shared_scopes(jaxpr: Jaxpr, start: int, count: int) -> int:

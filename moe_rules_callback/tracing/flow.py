@@ -34,22 +34,12 @@ class Use(NamedTuple):
 
 # Values that go through unchanged, or almost: from a parameter to the matmul that uses it.
 _STILL_THE_PARAMETER = {
-    *("convert_element_type", "transpose", "reshape", "squeeze", "broadcast_in_dim", "slice"),
+    *("convert_element_type", "transpose", "reshape", "squeeze", "broadcast_in_dim", "slice", "split"),
     *("dynamic_slice", "copy", "copy_p", "stop_gradient", "sharding_constraint", "reduce_precision", "name"),
     *("mul", "div", "add", "sub", "sqrt", "rsqrt", "max", "reduce_sum", "integer_pow", "square", "neg"),
     *("optimization_barrier", "all_gather", "all_gather_invariant", "pvary", "pcast", "device_put"),
-    *(
-        "reshard",
-        "mesh_cast",
-        "dynamic_update_slice",
-        "rev",
-        "pad",
-        "tanh",
-        "select_n",
-        "concatenate",
-        "split",
-    ),
-    "unstack",
+    *("reshard", "mesh_cast", "dynamic_update_slice", "rev", "pad", "tanh", "select_n", "concatenate"),
+    *("unstack",),
 }
 
 

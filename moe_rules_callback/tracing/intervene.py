@@ -125,7 +125,7 @@ def _value(router: Router, which: str) -> Any:
 
 
 def _owned(flow: Flow, value: Value) -> tuple[Path, int]:
-    """The equation that returns a value, outside all bodies in which nothing else reads it."""
+    """The equation that returns a value, outside of the bodies that only hand it on."""
     while not flow.uses[value]:
         around = value.frame[:-1]
         out = [v for v in flow.after[value] if v.frame == around[:-1]]

@@ -104,7 +104,7 @@ def as_text(value: Any) -> str | None:
     """A setting as the text of an XML attribute; None for arrays, modules and the like."""
     if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
         return np.dtype(value).name
-    if isinstance(value, bool | int | float | str) or value is None:
+    if isinstance(value, bool | int | float | str | np.generic) or value is None:
         return str(value)
     if isinstance(value, tuple | list):
         parts = [as_text(part) for part in value]

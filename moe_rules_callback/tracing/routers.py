@@ -100,6 +100,8 @@ class Discovery(Sequence[Router]):
             lines += ["not looked into:", *self.opaque]
         return "\n".join(lines)
 
+    __repr__ = __str__
+
     def chosen(self, choice: Choice) -> list[Router]:
         """The routers that the user wants.
 

@@ -105,6 +105,20 @@ def test_logits_that_are_read_twice_are_changed_for_both() -> None:
     np.testing.assert_allclose(out, alone, atol=1e-5)
 
 
+def test_a_module_and_a_value_inside_it() -> None:
+    """The router's module begins with the matmul that makes the logits, and both are changed."""
+    models = pytest.importorskip("models")
+    model = models.LinenMoE()
+    variables = model.init(jax.random.key(0), X)
+    name = "['params']['router']['kernel']"
+    changes = {name: jnp.square, '//module_call[@type="Dense"]': lambda logits: 3 * logits}
+    _, taps = jax.jit(tap(intervene(model.apply, changes)))(variables, X)
+    logits = np.asarray(X) @ np.asarray(variables["params"]["router"]["kernel"])
+    np.testing.assert_allclose(taps[name], softmax(3 * logits**2), atol=1e-6)
+    only = intervene(model.apply, {'//module_call[@type="LinenMoE"]': lambda y: y * 0, name: jnp.square})
+    assert not only(variables, X)[0].any()
+
+
 def test_a_change_of_shape_is_refused() -> None:
     with pytest.raises(TracingError) as error:
         intervene(loss, {ROUTER: lambda logits: logits[:, :4]})(PARAMS, X)

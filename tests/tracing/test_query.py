@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -74,8 +77,6 @@ def test_every_call_of_a_shared_module_is_a_node() -> None:
 
 def test_a_profiler_that_was_there_before_goes_on() -> None:
     """NNX's calls are watched through Python's profile function."""
-    import sys
-
     models = pytest.importorskip("models")
     seen = []
 
@@ -129,6 +130,26 @@ def test_quoted_names_stay() -> None:
 def test_a_query_that_cannot_be_read() -> None:
     with pytest.raises(TracingError, match=r"Cannot read the query '//top_k\[' as XPath: .*\nQueries look"):
         find(trace(model, PARAMS, X), "//top_k[")
+
+
+def test_without_elementpath(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "elementpath", None)
+    with pytest.raises(TracingError) as error:
+        find(trace(model, PARAMS, X), "//top_k")
+    assert str(error.value) == (
+        "Queries need the package elementpath, which is not installed. "
+        "Install it: pip install 'moe-rules-callback[trace]'."
+    )
+
+
+def test_no_framework_is_imported() -> None:
+    code = (
+        "import sys, jax.numpy as jnp, moe_rules_callback.tracing as t; "
+        "print(t.discover_routers(jnp.tanh, jnp.ones(3)), t.trace(jnp.tanh, jnp.ones(3)).xml()[:6]); "
+        "print({'flax', 'equinox', 'penzai', 'haiku', 'elementpath', 'xarray'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=False)
+    assert done.stdout == "no router found <trace\nset()\n", done.stderr
 
 
 def test_a_query_for_something_else_than_nodes() -> None:
