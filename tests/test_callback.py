@@ -46,6 +46,9 @@ def audit(seen: Collector) -> Iterator[RuleAuditCallback]:
 # Beside the step.
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 10), reason="seen on 0.7.1: jit itself waits for a callback on CPU"
+)
 def test_on_step_returns_before_the_device_has_the_metrics(audit, seen):
     gate = threading.Event()
 
