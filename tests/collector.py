@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from moe_rules_callback import Alert, Predicate, Records, Rule, Rulebook, Run, hookimpl
+from moe_rules_callback import Alert, Predicate, Records, Rule, RuleAuditCallback, Rulebook, Run, hookimpl
 from moe_rules_callback.formula import Var
 
 HOT = Rule("hot", Var("is_hot"), text="is_hot", kind="risk")
@@ -43,3 +45,7 @@ class Collector:
     def x(self) -> list[float]:
         """Values of the first signal."""
         return np.concatenate([batch.signal_pooled[:, 0] for batch in self.batches]).tolist()
+
+
+def make(*plugins: Any, flush_every: int = 4, **options: Any) -> RuleAuditCallback:
+    return RuleAuditCallback(RULES, plugins=plugins, flush_every=flush_every, **options)

@@ -1,0 +1,112 @@
+"""The audit inside the step: `drain` finds its state and reads its rows, each once and in order."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from collector import make
+
+from moe_rules_callback import (
+    MetricsError,
+    RuleAuditCallback,
+)
+
+SOON = 60.0  # seconds that only a failing test waits
+
+
+def train(audit: RuleAuditCallback, calls: int, rows: int, wrap=lambda state: state) -> None:
+    """`calls` calls of a jitted, donating function that takes `rows` steps each."""
+
+    def call(state: Any, x: jax.Array) -> Any:
+        def step(state: Any, x: jax.Array) -> tuple[Any, None]:
+            return audit.update(state, {"x": x}), None
+
+        return jax.lax.scan(step, state, x)[0]
+
+    call = jax.jit(call, donate_argnums=0)
+    state = audit.init({"x": jax.ShapeDtypeStruct((), jnp.float32)})
+    for i in range(calls):
+        state = call(state, jnp.arange(i * rows, (i + 1) * rows, dtype=jnp.float32))
+        audit.drain(wrap(state))
+
+
+@pytest.mark.parametrize(("calls", "rows"), [(11, 1), (9, 3), (7, 6), (5, 8)])
+def test_drain_keeps_up_with_the_rows_of_a_call(calls, rows, audit, seen, caplog):
+    train(audit, calls, rows)
+    audit.close()
+    assert seen.steps == seen.x == list(range(calls * rows))
+    assert caplog.messages == []
+
+
+def test_drain_does_not_send_more_often_than_it_must(audit, seen):
+    train(audit, 3, 1)
+    audit.flush()
+    before = len(seen.batches)
+    state = audit._latest
+    update = jax.jit(audit.update)
+    for _ in range(12):
+        audit.drain(state := update(state, {"x": 0.0}))
+    audit.flush()
+    assert [len(batch) for batch in seen.batches[before:]] == [4, 4, 4]
+
+
+def test_drain_reports_once_what_a_call_of_many_rows_overwrote(audit, seen, caplog):
+    train(audit, 3, 20)
+    audit.close()
+    assert seen.steps == seen.x == [*range(12, 20), *range(32, 40), *range(52, 60)]
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        "the state comes with 20 rows and holds the last 8",
+        "12 rows were overwritten before they were read",
+    ]
+
+
+class Optimizer(NamedTuple):
+    step: int
+    inner: Any
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda state: {"params": np.zeros(3), "audit": state},
+    lambda state: (None, [state]),
+    lambda state: Optimizer(3, Optimizer(4, state)),
+])  # fmt: skip
+def test_drain_finds_the_state_in_a_tree(wrap, audit, seen):
+    train(audit, 3, 2, wrap)
+    audit.close()
+    assert seen.steps == list(range(6))
+
+
+def test_drain_without_a_state_says_so_and_closing_does_not_say_it_again(seen):
+    audit = make(seen)
+    audit.init({"x": 0.0})
+    with pytest.raises(MetricsError) as error, audit:
+        audit.drain({"params": np.zeros(3)})
+    assert str(error.value) == (
+        "drain found no AuditState in what it was given. Pass the state that audit.update returned, or the "
+        "optimizer state of a transformation made with moe_rules_callback.integrations.optax."
+    )
+    assert seen.events == ["on_train_start", "on_train_end"]
+
+
+def test_drain_before_init(audit):
+    with pytest.raises(MetricsError, match="has not seen any metrics yet"):
+        audit.drain({})
+
+
+def test_closing_after_the_state_was_donated_keeps_what_was_drained(audit, seen):
+    step = jax.jit(audit.update, donate_argnums=0)
+    state = audit.init({"x": 0.0})
+    audit.drain(state := step(state, {"x": 0.0}))
+    audit.flush()
+    audit.drain(state := step(state, {"x": 0.0}))
+    audit.drain(state := step(state, {"x": 0.0}))
+    audit.flush()
+    audit.drain(state := step(state, {"x": 0.0}))
+    step(state, {"x": 0.0})  # an exception may well come after this
+    audit.close()
+    assert seen.steps == [0, 1, 2]
+    assert seen.events[-1] == "on_train_end"

@@ -1,0 +1,145 @@
+"""Plugins and sinks that raise, hang, wait for themselves, or are slow: training goes on."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from collector import Collector, make
+
+from moe_rules_callback import (
+    RuleAuditCallback,
+    delivery,
+    hookimpl,
+)
+
+SOON = 60.0  # seconds that only a failing test waits
+
+
+class Broken:
+    """Raises in one hook."""
+
+    def __init__(self, hook: str, error: BaseException) -> None:
+        self.events: list[str] = []
+        self.hook, self.error = hook, error
+
+    def _raise(self, hook: str) -> None:
+        self.events.append(hook)
+        if hook == self.hook:
+            raise self.error
+
+    @hookimpl
+    def on_train_start(self) -> None:
+        self._raise("on_train_start")
+
+    @hookimpl
+    def on_step(self) -> None:
+        self._raise("on_step")
+
+    @hookimpl
+    def on_records(self) -> None:
+        self._raise("on_records")
+
+    @hookimpl
+    def on_alert(self) -> None:
+        self._raise("on_alert")
+
+    @hookimpl
+    def on_train_end(self) -> None:
+        self._raise("on_train_end")
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), SystemExit("broken")])
+@pytest.mark.parametrize("hook", ["on_train_start", "on_step", "on_records", "on_alert", "on_train_end"])
+def test_a_plugin_that_raises_is_named_once_and_switched_off(hook, error, caplog):
+    before, broken, after = Collector(), Broken(hook, error), Collector()
+    with make(before, broken, after, flush_every=2) as audit:
+        for x in (-1.0, 0.0, -1.0, 0.0):
+            audit.on_step({"x": x})
+            audit.flush()
+    for other in (before, after):
+        assert (other.x, len(other.alerts), other.events[-1]) == ([-1, 0, -1, 0], 1, "on_train_end")
+    assert broken.events.count(hook) == 1
+    assert broken.events[-1] == hook
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [record.getMessage() for record in errors] == [
+        f"plugin 'Broken' raised in {hook} and is switched off; training goes on"
+    ]
+    assert "broken" in caplog.text
+
+
+@pytest.mark.parametrize("wait", [RuleAuditCallback.flush, RuleAuditCallback.close])
+def test_a_plugin_cannot_wait_for_itself(wait, caplog):
+    class Waits:
+        @hookimpl
+        def on_records(self) -> None:
+            wait(audit)
+
+    with make(Waits()) as audit:
+        audit.on_step({"x": 0.0})
+    assert "plugin 'test_a_plugin_cannot_wait_for_itself.<locals>.Waits' raised in on_records" in caplog.text
+    assert (
+        "flush and close wait until on_records and on_alert have returned, so a plugin cannot call them "
+        "there. To stop training, set a flag that the loop looks at."
+    ) in caplog.text
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_plugin_may_look_at_the_history(on_disk, tmp_path):
+    steps = []
+
+    class Looks:
+        @hookimpl
+        def on_alert(self) -> None:
+            steps.append(audit.history.step.values.tolist())
+
+    with make(Looks(), logdir=tmp_path if on_disk else None) as audit:
+        for x in (0, 0, -1, 0, 0, -1):
+            audit.on_step({"x": x})
+    assert steps == [[0, 1, 2, 3]]
+
+
+def test_a_slow_sink_costs_rows_but_neither_time_nor_memory(seen, caplog, monkeypatch):
+    monkeypatch.setattr(delivery, "WAITING", 2)
+    called, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        @hookimpl
+        def on_records(self) -> None:
+            called.set()
+            assert go_on.wait(SOON)
+
+    with make(seen, sinks=[Slow()]) as audit:
+        for x in range(4):
+            audit.on_step({"x": x})
+        assert called.wait(SOON)
+        for x in range(4, 41):
+            audit.on_step({"x": x})  # each returns, although the sink does not
+        go_on.set()
+    assert seen.steps == seen.x
+    assert seen.steps[:12] == list(range(12))  # the snapshots that waited
+    assert seen.steps[-8:] == list(range(33, 41))  # and the last one, for which closing waits
+    assert len(seen.steps) < 41
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        f"{41 - len(seen.steps)} rows were overwritten before they were read"
+    ]
+
+
+def test_a_sink_that_hangs_does_not_hang_the_trainer(caplog, monkeypatch):
+    monkeypatch.setattr("moe_rules_callback.callback.PATIENCE", 0.01)
+    go_on = threading.Event()
+
+    class Hangs:
+        @hookimpl
+        def on_records(self) -> None:
+            assert go_on.wait(SOON)
+
+    audit = make(Hangs())
+    audit.on_step({"x": 0.0})
+    audit.flush()
+    audit.close()
+    go_on.set()
+    assert caplog.messages == [
+        "the sinks did not take all rows within 0 s",
+        "closing, although the sinks did not take all rows within 0 s",
+    ]
