@@ -15,8 +15,6 @@ from moe_rules_callback import (
     RuleAuditCallback,
 )
 
-SOON = 60.0  # seconds that only a failing test waits
-
 
 def train(audit: RuleAuditCallback, calls: int, rows: int, wrap=lambda state: state) -> None:
     """`calls` calls of a jitted, donating function that takes `rows` steps each."""

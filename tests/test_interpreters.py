@@ -13,8 +13,6 @@ from moe_rules_callback import (
     open_history,
 )
 
-SOON = 60.0  # seconds that only a failing test waits
-
 
 def run(program: str, *arguments: Any, code: int = 0, **environment: str) -> str:
     command = [sys.executable, "-c", program, *map(str, arguments)]
