@@ -91,13 +91,14 @@ class Plan:
 
     def _signals(self, used: Sequence[str], record: Sequence[str] | str) -> list[str]:
         """All signals to compute, those that look back on others last."""
-        signals, possible = self._vocabulary.signals, self._vocabulary.possible()
-        wanted = dict.fromkeys([*self.layout.scalars, *used, *(possible if record == "all" else record)])
+        signals = self._vocabulary.signals
+        more = self._vocabulary.possible() if record == "all" else record
+        wanted = dict.fromkeys([*self.layout.scalars, *used, *more])
         for name in wanted:
-            if name not in possible:
+            if what := self._vocabulary.missing(name):
                 raise MissingSignalError(
                     f"the signal '{name}' is to be recorded, but the metrics of this step do not give it: "
-                    f"pass {self._vocabulary.missing(name)}."
+                    f"pass {what}."
                 )
         backward = {n: s for n in wanted if isinstance(s := signals[n], WindowSignal)}
         self._base = [name for name in wanted if name not in backward]

@@ -113,3 +113,9 @@ def test_one_expert_leaves_nothing_to_judge() -> None:
 def test_top_k_counts(top_k: Any) -> None:
     with pytest.raises(MetricsError, match=r"it counts the experts that a token uses: 1, 2, \.\."):
         Audit(top_k=top_k)
+
+
+def test_gradients_in_which_nothing_is_called_a_router() -> None:
+    metrics = {"grads": {"w": np.ones(2, np.float32)}}
+    with pytest.raises(MissingSignalError, match="router_gradient_share finds no router in 'grads'"):
+        records(Audit({"starved": "low_router_gradient_share"}), [metrics])
