@@ -6,7 +6,8 @@ Three loops take turns, so that a machine whose speed drifts slows all of them a
 
     bare      the training step alone
     inside    the audit rides in the step and is drained after it
-    beside    the step returns its metrics and `on_step` gets them
+    beside    the step returns its losses and what its routers did, and `on_step` gets them; rules over
+              parameters are left out, since a step that donates them would have to return a copy
 
 Each turn is timed until all of its work, the audit's included, is done on the device.
 """
@@ -66,8 +67,7 @@ def loops(
         return state
 
     beside = RuleAuditCallback(config.rules, logdir=f"{logdir}/beside")
-    # The step must return what the rules read, and cannot return what it donates: parameters are copied.
-    reads = [key for key in metrics if key in ("loss", "router_probs", "expert_index", "params")]
+    reads = ("loss", "router_probs", "expert_index")
 
     @functools.partial(jax.jit, donate_argnums=0)
     def returning(state: Any, tokens: Any, domain: Any) -> tuple[Any, dict[str, Any]]:
