@@ -23,7 +23,7 @@ import pluggy
 
 from . import plugins
 from .errors import MetricsError, PluginError
-from .metrics import collect
+from .metrics import collect, summaries
 from .plan import Plan
 from .records import ARRAYS, Records, Schema
 from .rulebook import Source, load_rules
@@ -67,7 +67,7 @@ class Audit:
         if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise MetricsError(f"top_k is {top_k!r}; it counts the experts that a token uses: 1, 2, ..")
         self._manager = plugin_manager or plugins.get_plugin_manager()
-        self._top_k, self._layer_axis = top_k, layer_axis
+        self.top_k, self._layer_axis = top_k, layer_axis
         book = load_rules(rules)
         given = plugins.contributions(self._manager, "provide_rules")
         added = load_rules(given).rules
@@ -114,7 +114,7 @@ class Audit:
             MetricsError: shapes that do not belong together.
         """
         metrics = self._adapted(metrics)
-        layout = Layout.of_metrics(metrics, self._top_k, self._layer_axis)
+        layout = Layout.of_metrics(metrics, self.top_k, self._layer_axis)
         vocabulary = Vocabulary(layout, metrics, self._signals, self._predicates)
         self._plan = Plan(vocabulary, **self._settings)
         return self._plan.init()
@@ -133,7 +133,7 @@ class Audit:
         # A training step may have been made strict about promotion; this is not its code.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             metrics = self._adapted(metrics)
-            routers = collect(metrics, self._top_k, self._layer_axis)
+            routers = summaries(metrics) or collect(metrics, self.top_k, self._layer_axis)
             self._compare(Layout.of(metrics, routers))
             return self.plan.update(state, metrics, routers, step)
 
@@ -143,6 +143,17 @@ class Audit:
         if "*" in (needed := self.plan.metrics):
             return metrics
         return {key: value for key, value in metrics.items() if key in needed or key == "intermediates"}
+
+    def statistics(self, metrics: Mapping[str, Any]) -> list[str]:
+        """The statistics that a `Summary` must hold to stand for these router metrics.
+
+        Args:
+            metrics: arrays, or summaries without values; what scalars the steps will bring need not be known.
+        """
+        layout = Layout.of_metrics(metrics, self.top_k, self._layer_axis)
+        vocabulary = Vocabulary(layout, metrics, self._signals, self._predicates)
+        rules = [*self._settings["rules"], *self._settings["optional"]]
+        return sorted(vocabulary.statistics(rules, self._settings["record"]))
 
     def records(self, rows: Rows, numbers: np.ndarray, wall_time: np.ndarray) -> Records:
         """Rows of a drained ring, unpacked on the host.

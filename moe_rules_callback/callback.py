@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -39,6 +39,9 @@ from .state import AuditState, find_state
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from .tracing.routers import Choice
+    from .watched import Watched
 
 log = logging.getLogger("moe_rules_callback")
 FLUSH_SECONDS = 10.0  # a slow run is shown at least so often
@@ -98,6 +101,7 @@ class RuleAuditCallback:
         self._safely = Safely(self._manager)
         self._flush_every, self._resume, self._config = flush_every, resume, dict(config or {})
         self._beside: Beside | None = None
+        self._watched: Watched | None = None
         self._latest: Any = None  # the newest AuditState, or a tree that holds it
         self._delivery: Delivery | None = None
         self._run: Run | None = None
@@ -122,13 +126,10 @@ class RuleAuditCallback:
                 evaluated on these metrics; later, if their layout changes.
         """
         self._check_open()
-        # NaN stands for what a step does not have, and numbers of the host are meant to be transferred.
-        with jax.debug_nans(False), jax.transfer_guard_host_to_device("allow"):
-            if self._beside is None:
-                self._beside = Beside(self.audit, metrics, self._step_before())
-                self._begin()
-            self._latest = self._beside.step(metrics, step)
-        self._tick(self._flush_every)
+        if self._watched is None:
+            self._take(metrics, step)
+        else:
+            self._watched.hook(metrics, step)
         self._safely("on_step", metrics=metrics, step=step)
 
     @hookimpl(specname="on_step")
@@ -140,6 +141,55 @@ class RuleAuditCallback:
     def end_event(self) -> None:
         """`close` for a plugin manager."""
         self.close()
+
+    # Inside somebody else's step.
+
+    def watch(
+        self, fn: Callable[..., Any], *, routers: Choice = None, forwards_per_step: int = 1
+    ) -> Callable[..., Any]:
+        """The function with the same results, whose routers are audited while it is trained.
+
+            loss_fn = audit.watch(loss_fn)                    # before jit and value_and_grad
+            ..                                                # after each step, if the trainer has a hook:
+            audit.on_step({"loss": loss})
+
+        Statistics of a few numbers for each layer leave the device on their own; nobody waits for them. A
+        forward counts when it is differentiated, once: evaluation does not, nor what `jax.checkpoint`
+        repeats. A function that differentiates inside, a whole training step, counts in every call, and
+        scans in it over micro-batches are averaged. Under vmap and inside a shard_map of the trainer's own
+        each member and each device is a forward. Forward-mode derivatives of a watched loss (`jax.jvp`,
+        `jax.jacfwd`) are refused by JAX; those of its gradient are not.
+
+        The n-th call of `on_step` belongs to the n-th row and brings its scalars; if it is not called, rows
+        are without them. Statistics are of the tapped probabilities, so experts count as used when they are
+        the k most probable ones: a bias or noise of the selection is not seen.
+
+        Args:
+            fn: the loss that is differentiated, or the training step.
+            routers: None for all that are found, or a choice of them, see `tracing.tap`.
+            forwards_per_step: differentiated forwards of an optimizer step: micro-batches that are
+                accumulated. They are averaged, weighted by their tokens, and make one row.
+
+        Raises:
+            MetricsError: this callback watches a function, or was given router metrics, before.
+            TracingError: when the function is traced: no router is found, or one is out of reach.
+        """
+        from .tracing.watch import watch
+        from .watched import Watched
+
+        self._check_open()
+        if forwards_per_step < 1:
+            raise ValueError(f"forwards_per_step is {forwards_per_step}; it counts forwards: 1, 2, ..")
+        if self._watched is not None or self._latest is not None:
+            raise MetricsError(
+                "this callback has its router metrics from elsewhere, another watched function or on_step. "
+                "Make a callback for each function that is watched, and wrap it before the first step."
+            )
+        self._watched = Watched(forwards_per_step, self._take)
+        audit = self.audit
+        return watch(
+            fn, ask=audit.statistics, deliver=self._watched.deliver, top_k=audit.top_k, routers=routers
+        )
 
     # Inside the step.
 
@@ -178,6 +228,8 @@ class RuleAuditCallback:
         Raises:
             HistoryError: no step has been taken, or this process is not the one that writes.
         """
+        if self._watched is not None and not (self._closed or self._on_delivery_thread):
+            self.flush()
         if self._run is None:
             raise HistoryError("there is no history yet: no step has been taken.")
         if jax.process_index():
@@ -204,10 +256,11 @@ class RuleAuditCallback:
             HistoryError: called by a plugin in `on_records` or `on_alert`, for which it would wait.
         """
         self._check_thread()
-        if self._delivery is not None:
-            self._send_rest()
-            if not self._delivery.wait(PATIENCE):
-                log.warning("the sinks did not take all rows within %.0f s", PATIENCE)
+        self._settle()
+        if self._watched is not None:
+            self._watched.check()
+        if self._delivery is not None and not self._delivery.wait(PATIENCE):
+            log.warning("the sinks did not take all rows within %.0f s", PATIENCE)
 
     def close(self) -> None:
         """Write what is left and close the sinks. Does nothing the second time.
@@ -219,14 +272,13 @@ class RuleAuditCallback:
         if self._closed:
             return
         self._closed = True
-        if self._delivery is not None:
-            try:
-                self._send_rest()
-                if not self._delivery.close(PATIENCE):
-                    log.warning("closing, although the sinks did not take all rows within %.0f s", PATIENCE)
-            finally:  # also when the user interrupts the waiting
-                if self._writes:
-                    self._safely("on_train_end", run=self._run)
+        try:
+            self._settle(ending=True)
+            if self._delivery is not None and not self._delivery.close(PATIENCE):
+                log.warning("closing, although the sinks did not take all rows within %.0f s", PATIENCE)
+        finally:  # also when the user interrupts the waiting
+            if self._delivery is not None and self._writes:
+                self._safely("on_train_end", run=self._run)
         self._latest = None
 
     def __enter__(self) -> RuleAuditCallback:
@@ -261,6 +313,24 @@ class RuleAuditCallback:
                 "flush and close wait until on_records and on_alert have returned, so a plugin cannot call "
                 "them there. To stop training, set a flag that the loop looks at."
             )
+
+    def _take(self, metrics: Mapping[str, Any], step: Any) -> None:
+        """Dispatch the audit of a step."""
+        # NaN stands for what a step does not have, and numbers of the host are meant to be transferred.
+        with jax.debug_nans(False), jax.transfer_guard_host_to_device("allow"):
+            if self._beside is None:
+                self._beside = Beside(self.audit, metrics, self._step_before())
+                self._begin()
+            self._latest = self._beside.step(metrics, step)
+        self._tick(self._flush_every)
+
+    def _settle(self, ending: bool = False) -> None:
+        """Send what has not been sent, from the thread that makes the rows."""
+        if self._watched is None:
+            if self._delivery is not None:
+                self._send_rest()
+        elif not self._watched.settle(self._send_rest, PATIENCE, ending):
+            log.warning("the watched function's rows were not made within %.0f s", PATIENCE)
 
     def _begin(self) -> None:
         """Once the layout is known: tell the sinks, start the thread."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -119,6 +119,25 @@ class Routers:
         return total / jnp.expand_dims(self.tokens, tuple(range(1, total.ndim)))
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Summary:
+    """Statistics of n layers in the place of their probabilities: what is left when those were reduced at
+    their site.
+
+    Attributes:
+        names, experts, k: see `Routers`.
+        tokens: float32 [n], tokens that each layer saw.
+        values: statistic -> float32 [n, ..], mean over those tokens.
+    """
+
+    names: tuple[str, ...] = field(metadata={"static": True})
+    experts: int = field(metadata={"static": True})
+    k: int | None = field(metadata={"static": True})
+    tokens: Any
+    values: dict[str, Any]
+
+
 def collect(metrics: Mapping[str, Any], top_k: int | None, layer_axis: int | None) -> list[Routers]:
     """The router metrics of one step, one `Routers` for each array that was passed.
 
@@ -146,6 +165,19 @@ def collect(metrics: Mapping[str, Any], top_k: int | None, layer_axis: int | Non
         _routers(name, {key: given[name] for key, given in arrays.items()}, top_k, layer_axis)
         for name in sorted(main, key=_natural)
     ]
+
+
+def summaries(metrics: Mapping[str, Any]) -> list[Summary]:
+    """The summaries that were passed in the place of router metrics, if any."""
+    given = metrics.get("router_probs", metrics.get("router_logits"))
+    found = [each for each in given if isinstance(each, Summary)] if isinstance(given, list) else []
+    return sorted(found, key=lambda summary: _natural(summary.names[0]))
+
+
+def stacked_names(name: str, n: int) -> tuple[str, ...]:
+    """Names of n layers that are stacked in one array."""
+    stem = "layer" if name == "router" else name
+    return tuple(f"{stem}_{i:0{len(str(n - 1))}}" for i in range(n))
 
 
 def expert_counts(metrics: Mapping[str, Any]) -> set[int]:
@@ -227,10 +259,8 @@ def _routers(name: str, given: dict[str, Any], top_k: int | None, layer_axis: in
             f"{k} experts per token do not fit the {experts} experts of {name}. The last axis of "
             f"expert_index (or top_k) counts the experts that a token uses, that of router_probs all experts."
         )
-    stem = "layer" if name == "router" else name
-    names = (name,) if layer_axis is None else tuple(f"{stem}_{i:0{len(str(n - 1))}}" for i in range(n))
     return Routers(
-        names,
+        (name,) if layer_axis is None else stacked_names(name, n),
         experts,
         k,
         None if probs is None else probs.astype(jnp.float32),

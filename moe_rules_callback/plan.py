@@ -22,7 +22,7 @@ from . import logic
 from .errors import MetricsError, MissingSignalError
 from .formula import Rule
 from .judges import Judges
-from .metrics import ROUTER_METRICS, Routers
+from .metrics import ROUTER_METRICS, Routers, Summary
 from .program import Program
 from .records import Schema, SignalInfo
 from .signals import RouterSignal, WindowSignal
@@ -155,7 +155,11 @@ class Plan:
         )
 
     def update(
-        self, state: AuditState, metrics: Mapping[str, Any], routers: Sequence[Routers], step: Any
+        self,
+        state: AuditState,
+        metrics: Mapping[str, Any],
+        routers: Sequence[Routers] | Sequence[Summary],
+        step: Any,
     ) -> AuditState:
         """Take in one step: the state with one row more."""
         step = state.step + 1 if step is None else jnp.asarray(step, jnp.int32)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.scipy.special import entr, logsumexp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .metrics import Routers
+from .metrics import Routers, Summary
 
 
 def entropy(routers: Routers) -> jax.Array:
@@ -110,18 +110,26 @@ class Statistics:
         return self.values[name]
 
 
-def measure(routers: Iterable[Routers], names: Iterable[str]) -> list[Statistics]:
+def summarise(routers: Routers, names: Iterable[str]) -> Summary:
+    """The statistics `names` of the layers of one router array."""
+    values = {name: STATISTICS[name](routers) for name in names}
+    return Summary(routers.names, routers.experts, routers.k, routers.tokens, values)
+
+
+def measure(routers: Iterable[Routers | Summary], names: Iterable[str]) -> list[Statistics]:
     """The statistics `names` of all layers, one `Statistics` for each (E, k) that occurs."""
-    groups: dict[tuple[int, int | None], list[Routers]] = {}
+    names = sorted(names)
+    groups: dict[tuple[int, int | None], list[Summary]] = {}
     for each in routers:
-        groups.setdefault((each.experts, each.k), []).append(each)
+        summary = each if isinstance(each, Summary) else summarise(each, names)
+        groups.setdefault((each.experts, each.k), []).append(summary)
     measured: list[Statistics] = []
     for (experts, k), members in groups.items():
         weight = jnp.concatenate([each.tokens for each in members])
         weight = weight / weight.sum()  # NaN when no layer has a token left
         values: dict[str, jax.Array] = {}
-        for name in sorted(names):
-            layers = jnp.concatenate([STATISTICS[name](each) for each in members])
+        for name in names:
+            layers = jnp.concatenate([each.values[name] for each in members])
             share = weight.reshape(-1, *(1,) * (layers.ndim - 1))
             pooled = jnp.where(share == 0, 0, share * layers).sum(0)
             values[name] = jnp.concatenate([layers, pooled[None]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ import jax
 
 from .errors import MissingSignalError, UnknownNameError, closest
 from .formula import Rule, variables
-from .metrics import ROUTER_METRICS, TREES, Routers, collect, scalars
+from .metrics import ROUTER_METRICS, TREES, Routers, Summary, collect, scalars, summaries
 from .predicates import Predicate, resolve
-from .signals import Signal, scalar, shipped
+from .signals import RouterSignal, Signal, WindowSignal, scalar, shipped
 
 log = logging.getLogger("moe_rules_callback")
 
@@ -33,7 +34,7 @@ class Layout:
     metrics: frozenset[str]
 
     @classmethod
-    def of(cls, metrics: Mapping[str, Any], routers: Sequence[Routers]) -> Layout:
+    def of(cls, metrics: Mapping[str, Any], routers: Sequence[Routers] | Sequence[Summary]) -> Layout:
         shapes = tuple((each.names, each.experts, each.k) for each in routers)
         return cls(shapes, tuple(scalars(metrics)), frozenset(metrics))
 
@@ -43,7 +44,7 @@ class Layout:
         found: list[Layout] = []
 
         def look(arrays: Mapping[str, Any]) -> None:
-            found.append(cls.of(metrics, collect(arrays, top_k, layer_axis)))
+            found.append(cls.of(metrics, summaries(arrays) or collect(arrays, top_k, layer_axis)))
 
         jax.eval_shape(look, {key: metrics[key] for key in ROUTER_METRICS if key in metrics})
         return found[0]
@@ -99,6 +100,23 @@ class Vocabulary:
     def possible(self) -> list[str]:
         """All signals that can be computed."""
         return [name for name in self.signals if not self.missing(name) and self._computes(name)]
+
+    def statistics(self, rules: Sequence[Rule], record: Sequence[str] | str) -> set[str]:
+        """The statistics of routers that rules and recorded signals can need, whatever scalars will come."""
+        names = list(self.signals if record == "all" else record)
+        for atom in dict.fromkeys(atom for rule in rules for atom in variables(rule.formula)):
+            with contextlib.suppress(UnknownNameError):  # it may be the name of a scalar
+                names.append(self.predicate(atom).signal)
+        needs = {"load" if self.layout.k_known else "first"}
+        for name in names:
+            signal = self.signals.get(name)
+            if isinstance(signal, WindowSignal):
+                signal = self.signals.get(signal.needs[0])
+            if isinstance(signal, RouterSignal) and not signal.missing(
+                self.layout.metrics, self.layout.k_known
+            ):
+                needs |= set(signal.needs)
+        return needs - {"recent_load"}
 
     def _computes(self, name: str) -> bool:
         """Whether a signal over parameters or gradients finds in them what it is about."""

@@ -23,7 +23,7 @@ from .gates import described, partners
 from .logits import Span, chain_of
 from .program import Program
 from .routers import Discovery, Router
-from .walk import Path, dtype_of, enclosing, is_opaque, shape_of, source_of, tag
+from .walk import Path, dtype_of, enclosing, is_opaque, shape_of, source_of, tag, walk
 
 MAX_EXPERTS = 1024  # the choice over a longer axis is one of a word
 _AXIS = {"top_k": "axis", "approx_top_k": "reduction_dimension", "argmax": "axes", "sort": "dimension"}
@@ -59,11 +59,20 @@ def _axis(eqn: JaxprEqn) -> int | None:
     return (axis[0] if isinstance(axis, tuple) else axis) % len(shape_of(eqn.invars[0]))
 
 
-def _is_recomputed(flow: Flow, path: Path) -> bool:
+def differentiates(program: Program) -> bool:
+    """Whether a function holds a backward pass, as a whole training step does."""
+    return any(_is_backward(eqn) for _, eqn in walk(program.closed.jaxpr))
+
+
+def _is_backward(eqn: JaxprEqn) -> bool:
     """Whether an equation belongs to a backward pass: a remat's second forward, or a transposition."""
-    around = [flow.equations[p] for p in (*enclosing(path), path)]
-    stacks = [str(eqn.source_info.name_stack) for eqn in around]
-    return any("rematted_computation" in stack or "transpose(" in stack for stack in stacks)
+    stack = str(eqn.source_info.name_stack)
+    return "rematted_computation" in stack or "transpose(" in stack
+
+
+def _is_recomputed(flow: Flow, path: Path) -> bool:
+    """Whether an equation is, or stands inside, one of a backward pass."""
+    return any(_is_backward(flow.equations[p]) for p in (*enclosing(path), path))
 
 
 def _candidate(flow: Flow, program: Program, path: Path, eqn: JaxprEqn) -> Router | None:

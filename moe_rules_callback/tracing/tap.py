@@ -29,6 +29,8 @@ from .routers import Choice, Router
 from .walk import Path, Site
 
 _MANY = 16
+Run = Callable[[Arguments], Any]
+Change = Callable[[jax.Array], jax.Array]
 
 
 def tap(fn: Callable[..., Any], *, routers: Choice = None) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
@@ -53,44 +55,64 @@ def tap(fn: Callable[..., Any], *, routers: Choice = None) -> Callable[..., tupl
         TracingError: when called: no router is found, none has a wanted name, or one lies inside a function
             with its own derivative rule.
     """
-    kept: list[tuple[Any, Program, Evaluator]] = []  # found by ==: what is no array may have no hash
+
+    def prepare(program: Program) -> Run:
+        chosen = discover(program).chosen(routers)
+        evaluator = Evaluator(tapping(program, [(router, lambda x: x) for router in chosen]))
+        return functools.partial(program.run, evaluator)
+
+    return instrumented(fn, prepare, "tap")
+
+
+def instrumented(fn: Callable[..., Any], prepare: Callable[[Program], Run], what: str) -> Callable[..., Any]:
+    """The function, run in the way that `prepare` finds for its program.
+
+    Args:
+        fn: any function of arrays.
+        prepare: called once for each trace.
+        what: is done, for a warning.
+    """
+    kept: list[tuple[Any, Run]] = []  # found by ==: what is no array may have no hash
 
     @functools.wraps(fn, updated=())  # without `lower`, that of the function as it was
-    def tapped(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, jax.Array]]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         arguments = Arguments(fn, args, kwargs)
         # Only a jitted function is bound to what it saw when it was traced.
         concrete = hasattr(fn, "lower") and not any(isinstance(x, Tracer) for x in arguments.arrays)
-        for key, program, evaluator in kept if concrete else ():
+        for key, run in kept if concrete else ():
             if key == arguments.key:
-                return program.run(evaluator, arguments)
-        program = Program.of(fn, arguments)
-        actions = _actions(Flow(program.closed), discover(program).chosen(routers))
-        evaluator = Evaluator(actions)
+                return run(arguments)
+        run = prepare(Program.of(fn, arguments))
         if concrete:
-            kept.append((arguments.key, program, evaluator))
+            kept.append((arguments.key, run))
             if len(kept) == _MANY:
-                warnings.warn(_changing(fn), stacklevel=2)
-        return program.run(evaluator, arguments)
+                warnings.warn(_changing(fn, what), stacklevel=2)
+        return run(arguments)
 
-    return tapped
+    return wrapped
 
 
-def _changing(fn: Callable[..., Any]) -> str:
+def _changing(fn: Callable[..., Any], what: str) -> str:
     return (
-        f"tap has traced and compiled {name_of(fn)} for {_MANY} different sets of arguments. Usual cause: a "
-        "number of Python that changes in every step, which counts as a part of the function. Pass it as an "
-        "array: jnp.asarray(step). Else: batches of ever new shapes."
+        f"{what} has traced and compiled {name_of(fn)} for {_MANY} different sets of arguments. Usual cause: "
+        "a number of Python that changes in every step, which counts as a part of the function. Pass it as "
+        "an array: jnp.asarray(step). Else: batches of ever new shapes."
     )
 
 
-def _actions(flow: Flow, routers: Iterable[Router]) -> list[Action]:
+def tapping(program: Program, changes: Iterable[tuple[Router, Change]]) -> list[Action]:
+    """What taps routers, each with a function from its [tokens, experts] to what becomes of them."""
+    flow = Flow(program.closed)
     taps: dict[Path, list[Tap]] = {}
-    for router in routers:
+    for router, change in changes:
         assert router.tapped is not None  # `chosen` gives only those
         path, result = site_of(flow, router.tapped.value)
-        change = functools.partial(by_expert, span=router.tapped.span)
-        taps.setdefault(path, []).append(Tap(router.name, result, change))
+        taps.setdefault(path, []).append(Tap(router.name, result, _changed(change, router.tapped.span)))
     return [Action(Site(path), taps=tuple(here)) for path, here in taps.items()]
+
+
+def _changed(change: Change, span: Span) -> Change:
+    return lambda x: change(by_expert(x, span))
 
 
 def site_of(flow: Flow, value: Value) -> tuple[Path, int]:

@@ -1,4 +1,4 @@
-"""Taps on several devices, in a process that has them."""
+"""Taps and watched functions on several devices, in a process that has them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 
 @pytest.mark.slow
-def test_taps_on_four_devices() -> None:
-    script = Path(__file__).with_name("on_four_devices.py")
-    done = subprocess.run([sys.executable, str(script)], text=True, capture_output=True, check=False)
+@pytest.mark.parametrize("script", ["on_four_devices.py", "watch_on_four_devices.py"])
+def test_on_four_devices(script: str) -> None:
+    path = Path(__file__).with_name(script)
+    done = subprocess.run([sys.executable, str(path)], text=True, capture_output=True, check=False)
     assert done.stdout == "ok\n", done.stderr

@@ -1,0 +1,172 @@
+"""From the forwards of a watched function to the rows of an audit, on a thread of their own.
+
+    forward, forward, on_step, forward, forward, on_step       two forwards to a row
+
+What the device delivers and what the trainer's hook says come in two queues at their own paces. The n-th
+row takes the n-th group of forwards and the n-th call of the hook: nobody has to wait for anybody.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from .errors import MetricsError
+from .metrics import scalars
+from .tracing.watch import Reduced, metric_of
+
+log = logging.getLogger("moe_rules_callback")
+MANY = 256  # calls of a hook without a row, after which something is wrong
+ALONE = 16  # rows that wait for the first call of a hook before it is taken that there is none
+
+Feed = Callable[[dict[str, Any], Any], None]
+
+
+class Watched:
+    """Groups forwards into rows.
+
+    Args:
+        forwards_per_step: forwards that make one row.
+        feed: called with the metrics and the number of each row, in order, on this object's thread.
+    """
+
+    def __init__(self, forwards_per_step: int, feed: Feed) -> None:
+        self._per_step, self._feed = forwards_per_step, feed
+        self._tasks: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._reduced: list[Reduced] = []
+        self._totals: list[np.ndarray] = []
+        self._forwards = 0
+        self._rows: deque[dict[str, Any]] = deque()
+        self._hooks: deque[tuple[dict[str, Any], Any]] = deque()
+        self._hooked: bool | None = None  # whether on_step is called; None: it may still be
+        self._error: Exception | None = None
+        self._told = False
+        self._thread = threading.Thread(target=self._run, name="moe-rules-watch", daemon=True)
+        self._thread.start()
+
+    def deliver(self, reduced: Sequence[Reduced], arrays: Sequence[Any]) -> None:
+        """Take in a forward."""
+        self._tasks.put(partial(self._forward, list(reduced), arrays))
+
+    def hook(self, metrics: Mapping[str, Any], step: Any) -> None:
+        """Take in a call of the trainer's hook; does not wait for its arrays.
+
+        Raises:
+            MetricsError: something else than scalars; or what went wrong with an earlier row.
+        """
+        self.check()
+        chosen = scalars(metrics)
+        if other := sorted(key for key, value in metrics.items() if key not in chosen and value is not None):
+            raise MetricsError(
+                f"on_step was given {', '.join(other)}. Beside a watched function it takes only scalars, "
+                "such as the loss: the routers are watched, and parameters and gradients may have been "
+                "donated when the row is computed. Leave them out, or do without watch."
+            )
+        for value in chosen.values():
+            if isinstance(value, jax.Array):
+                value.copy_to_host_async()
+        self._tasks.put(partial(self._called, chosen, step))
+
+    def check(self) -> None:
+        """Raise what went wrong on the thread, once."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def settle(self, then: Callable[[], None], seconds: float, ending: bool = False) -> bool:
+        """Wait until all forwards so far have become rows, then run `then` on the thread.
+
+        Args:
+            then: what is to be done with the rows.
+            seconds: to wait at most; False is returned when that was too short.
+            ending: rows no longer wait for the hook, and the thread ends.
+        """
+        jax.effects_barrier()  # until the device has delivered
+        self._tasks.put(partial(self._release, ending))
+        self._tasks.put(then)
+        if ending:
+            self._tasks.put(None)
+        deadline = time.monotonic() + seconds
+        while self._tasks.unfinished_tasks and self._thread.is_alive():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.002)
+        return True
+
+    # On the thread.
+
+    def _run(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            try:
+                task()
+            except Exception as error:
+                if self._error is None:
+                    log.exception("a row of the audit could not be computed; training goes on")
+                    self._error = error
+            finally:
+                self._tasks.task_done()
+        self._tasks.task_done()
+
+    def _forward(self, reduced: list[Reduced], arrays: Sequence[Any]) -> None:
+        totals = [each.totals(np.asarray(array)) for each, array in zip(reduced, arrays, strict=True)]
+        if self._forwards and reduced != self._reduced:
+            raise MetricsError(
+                "the forwards of one step have different routers. Usual cause: several models behind one "
+                "callback. Make a callback for each."
+            )
+        if self._forwards:
+            totals = [a + b for a, b in zip(self._totals, totals, strict=True)]
+        self._reduced, self._totals, self._forwards = reduced, totals, self._forwards + 1
+        if self._forwards == self._per_step:
+            self._forwards = 0
+            summaries = [each.summary(total) for each, total in zip(reduced, totals, strict=True)]
+            self._rows.append({metric_of(reduced): summaries})
+            self._match()
+
+    def _called(self, metrics: dict[str, Any], step: Any) -> None:
+        if self._hooked is False:
+            if not self._told:
+                self._told = True
+                log.warning(
+                    "on_step was called for the first time after rows had been made without it: it is left "
+                    "out. Call it after every step, from the first on."
+                )
+            return
+        self._hooked = True
+        self._hooks.append((metrics, step))
+        self._match()
+        if len(self._hooks) == MANY:
+            log.warning(
+                "%d calls of on_step wait for a forward of the watched function: it is differentiated less "
+                "often than forwards_per_step=%d says, or another function is trained",
+                MANY, self._per_step,
+            )  # fmt: skip
+
+    def _match(self) -> None:
+        if self._hooked is None and len(self._rows) > ALONE:
+            self._hooked = False
+        while self._rows and (self._hooks or self._hooked is False):
+            metrics, step = self._hooks.popleft() if self._hooks else ({}, None)
+            host = {key: np.asarray(value) for key, value in metrics.items()}
+            self._feed(self._rows.popleft() | host, step)
+
+    def _release(self, ending: bool) -> None:
+        """Let go the rows that wait for a hook which will not come."""
+        if ending or (self._rows and self._hooked is None):
+            self._hooked = False
+        self._match()
+        if ending and (self._hooks or self._forwards):
+            log.warning(
+                "at the end %d calls of on_step and %d forwards made no row: forwards_per_step=%d does not "
+                "say how often the watched function is differentiated in a step",
+                len(self._hooks), self._forwards, self._per_step,
+            )  # fmt: skip
