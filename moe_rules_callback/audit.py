@@ -23,12 +23,13 @@ import pluggy
 
 from . import plugins
 from .errors import MetricsError, PluginError
-from .metrics import collect, summaries
+from .metrics import collect
 from .plan import Plan
 from .records import ARRAYS, Records, Schema
 from .rulebook import Source, load_rules
 from .signals import Signal
 from .state import AuditState, Rows
+from .summaries import summaries
 from .vocabulary import Layout, Vocabulary
 
 __all__ = ["Audit", "AuditState"]
@@ -133,7 +134,9 @@ class Audit:
         # A training step may have been made strict about promotion; this is not its code.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             metrics = self._adapted(metrics)
-            routers = summaries(metrics) or collect(metrics, self.top_k, self._layer_axis)
+            routers = summaries(metrics, self.top_k, self._layer_axis) or collect(
+                metrics, self.top_k, self._layer_axis
+            )
             self._compare(Layout.of(metrics, routers))
             return self.plan.update(state, metrics, routers, step)
 

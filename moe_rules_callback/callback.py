@@ -117,7 +117,8 @@ class RuleAuditCallback:
 
         Args:
             metrics: `loss`, `router_probs` [.., tokens, experts] or `router_logits`, `expert_index`,
-                `token_mask`, `params`, `grads` and any scalars; on any device, sharded, or NumPy.
+                `token_mask`, or only `expert_load` [experts], `params`, `grads` and any scalars; on any
+                device, sharded, or NumPy.
             step: its number, at least 0; None: one more than the last, also of a run that is resumed (with
                 several processes pass it, since only one of them sees the history).
 

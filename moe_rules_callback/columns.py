@@ -97,6 +97,8 @@ def attributes(schema: Schema, config: Mapping[str, Any]) -> dict[str, Any]:
         "moe_rules_callback.open_history leaves them out.",
         "rules": json.dumps({rule.name: _describe(rule) for rule in schema.rules}),
         "signals": json.dumps({signal.name: asdict(signal) for signal in schema.signals}),
+        "predicates": json.dumps({name: asdict(each) for name, each in schema.predicates.items()}),
+        "routers": json.dumps(schema.routers),
         "config": json.dumps(dict(config), default=str),
         "moe_rules_callback_version": _version("moe-rules-callback"),
         "jax_version": _version("jax"),

@@ -8,6 +8,7 @@
     ├── MetricsError (ValueError)        a metric has a shape or type that makes no sense
     ├── PluginError (RuntimeError)       two plugins disagree, or one is unusable
     ├── HistoryError (RuntimeError)      a history cannot be written or read
+    ├── LogError (ValueError)            a training log cannot be read, or not be understood
     └── TracingError (ValueError)        a function cannot be traced, queried or changed as asked
 
 Each message says what is wrong, the usual cause, and what to do.
@@ -59,6 +60,10 @@ class PluginError(MoeRulesError, RuntimeError):
 
 class HistoryError(MoeRulesError, RuntimeError):
     """A history on disk cannot be written or read."""
+
+
+class LogError(MoeRulesError, ValueError):
+    """A training log cannot be read, or it does not say which of its columns means what."""
 
 
 class TracingError(MoeRulesError, ValueError):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,8 @@ import numpy as np
 
 from .errors import MetricsError
 
-ROUTER_METRICS = ("router_probs", "router_logits", "expert_index", "token_mask")
+PER_TOKEN = ("router_probs", "router_logits", "expert_index", "token_mask")
+ROUTER_METRICS = (*PER_TOKEN, "expert_load")
 TREES = ("params", "grads")
 
 
@@ -119,25 +120,6 @@ class Routers:
         return total / jnp.expand_dims(self.tokens, tuple(range(1, total.ndim)))
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Summary:
-    """Statistics of n layers in the place of their probabilities: what is left when those were reduced at
-    their site.
-
-    Attributes:
-        names, experts, k: see `Routers`.
-        tokens: float32 [n], tokens that each layer saw.
-        values: statistic -> float32 [n, ..], mean over those tokens.
-    """
-
-    names: tuple[str, ...] = field(metadata={"static": True})
-    experts: int = field(metadata={"static": True})
-    k: int | None = field(metadata={"static": True})
-    tokens: Any
-    values: dict[str, Any]
-
-
 def collect(metrics: Mapping[str, Any], top_k: int | None, layer_axis: int | None) -> list[Routers]:
     """The router metrics of one step, one `Routers` for each array that was passed.
 
@@ -147,7 +129,7 @@ def collect(metrics: Mapping[str, Any], top_k: int | None, layer_axis: int | Non
     Raises:
         MetricsError: shapes or layer names that do not belong together.
     """
-    arrays = {key: _layers(metrics[key], key) for key in ROUTER_METRICS if key in metrics}
+    arrays = {key: layers_of(metrics[key], key) for key in PER_TOKEN if key in metrics}
     main = arrays.get("router_probs") or arrays.get("router_logits") or {}
     if empty := [key for key, found in arrays.items() if not found]:
         raise MetricsError(
@@ -163,15 +145,8 @@ def collect(metrics: Mapping[str, Any], top_k: int | None, layer_axis: int | Non
             )
     return [
         _routers(name, {key: given[name] for key, given in arrays.items()}, top_k, layer_axis)
-        for name in sorted(main, key=_natural)
+        for name in sorted(main, key=natural)
     ]
-
-
-def summaries(metrics: Mapping[str, Any]) -> list[Summary]:
-    """The summaries that were passed in the place of router metrics, if any."""
-    given = metrics.get("router_probs", metrics.get("router_logits"))
-    found = [each for each in given if isinstance(each, Summary)] if isinstance(given, list) else []
-    return sorted(found, key=lambda summary: _natural(summary.names[0]))
 
 
 def stacked_names(name: str, n: int) -> tuple[str, ...]:
@@ -182,8 +157,8 @@ def stacked_names(name: str, n: int) -> tuple[str, ...]:
 
 def expert_counts(metrics: Mapping[str, Any]) -> set[int]:
     """The numbers of experts that the routers of a step have."""
-    main = metrics.get("router_probs", metrics.get("router_logits", {}))
-    return {array.shape[-1] for array in _layers(main, "router_probs").values()}
+    given = next((metrics[key] for key in ROUTER_METRICS if key in metrics), {})
+    return {array.shape[-1] for array in layers_of(given, "router_probs").values()}
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,23 +171,23 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _natural(name: str) -> list[str | int]:
+def natural(name: str) -> list[str | int]:
     """Sort key that counts numbers by their value."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
 
 
-def _layers(value: Any, key: str, prefix: str = "") -> dict[str, Any]:
+def layers_of(value: Any, key: str, prefix: str = "") -> dict[str, Any]:
     """Flatten an array, a sequence or a nested mapping into layer name -> array."""
     if isinstance(value, Mapping):
         found: dict[str, Any] = {}
         for name, inner in value.items():
-            found |= _layers(inner, key, f"{prefix}/{name}" if prefix else str(name))
+            found |= layers_of(inner, key, f"{prefix}/{name}" if prefix else str(name))
         return found
     if isinstance(value, Sequence) and not isinstance(value, str):
         width = len(str(len(value) - 1))
         names = (f"{prefix}/{i:0{width}}" if prefix else f"layer_{i:0{width}}" for i in range(len(value)))
         return {name: inner for name, each in zip(names, value, strict=True)
-                for name, inner in _layers(each, key, name).items()}  # fmt: skip
+                for name, inner in layers_of(each, key, name).items()}  # fmt: skip
     if not hasattr(value, "shape"):
         raise MetricsError(
             f"{key}{' of ' + prefix if prefix else ''} is a {type(value).__name__}, not an array, a list of "

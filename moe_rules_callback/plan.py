@@ -22,12 +22,13 @@ from . import logic
 from .errors import MetricsError, MissingSignalError
 from .formula import Rule
 from .judges import Judges
-from .metrics import ROUTER_METRICS, Routers, Summary
+from .metrics import ROUTER_METRICS, Routers
 from .program import Program
 from .records import Schema, SignalInfo
-from .signals import RouterSignal, WindowSignal
+from .signals import RecordedSignal, RouterSignal, WindowSignal
 from .state import AuditState, Rows
 from .statistics import NEED_LOGITS, Statistics, measure
+from .summaries import Summary
 from .trends import Lookbacks
 from .vocabulary import Vocabulary
 
@@ -85,6 +86,8 @@ class Plan:
             signals=tuple(self._info(name) for name in self._order),
             layers=tuple(name for names in groups.values() for name in names) or ("model",),
             experts=min(width, max_experts),
+            routers=tuple(size for size, names in groups.items() for _ in names),
+            predicates=dict(zip(self._program.atoms, predicates, strict=True)),
         )
         self._threshold = np.array([rule.threshold for rule in found], np.float32)
         self._risk = np.array([rule.kind == "risk" for rule in found], bool)
@@ -93,7 +96,7 @@ class Plan:
         """All signals to compute, those that look back on others last."""
         signals = self._vocabulary.signals
         more = self._vocabulary.possible() if record == "all" else record
-        wanted = dict.fromkeys([*self.layout.scalars, *used, *more])
+        wanted = dict.fromkeys([*self.layout.scalars, *self._vocabulary.recorded, *used, *more])
         for name in wanted:
             if what := self._vocabulary.missing(name):
                 raise MissingSignalError(
@@ -119,7 +122,9 @@ class Plan:
         signals = self._vocabulary.signals
         signal = signals[name]
         source = signals[signal.needs[0]] if isinstance(signal, WindowSignal) else signal
-        return SignalInfo(name, signal.long_name, signal.units, isinstance(source, RouterSignal))
+        return SignalInfo(
+            name, signal.long_name, signal.units, isinstance(source, RouterSignal | RecordedSignal)
+        )
 
     @cached_property
     def metrics(self) -> frozenset[str]:
@@ -204,12 +209,12 @@ class Plan:
                 except Exception as error:
                     error.add_note(f"This was raised by the signal '{name}', given {', '.join(metrics)}.")
                     raise
-                if value.shape:
+                if value.shape and not isinstance(signal, RecordedSignal):
                     raise MetricsError(
                         f"the signal '{name}' has shape {value.shape}; a signal is a single number. "
                         f"Reduce it first, for instance with jnp.mean."
                     )
-                row = jnp.full(len(self.schema.layers) + 1, value)
+                row = jnp.broadcast_to(value, len(self.schema.layers) + 1)
             rows.append(row)
         return jnp.stack(rows) if rows else jnp.zeros((0, len(self.schema.layers) + 1))
 

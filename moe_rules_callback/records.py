@@ -9,6 +9,7 @@ Dimensions: n rows, R rules, S signals, Y layers, E experts; bounds are (lower, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .formula import Rule
+from .predicates import Predicate
 
 
 class State(IntEnum):
@@ -48,12 +50,16 @@ class Schema:
         signals: S signals.
         layers: Y layer names, at least one.
         experts: number of columns of `expert_share`; 0 where no router is seen.
+        routers: (experts, experts per token or None) of each layer; empty where no router is seen.
+        predicates: those that the rules use, by name.
     """
 
     rules: tuple[Rule, ...]
     signals: tuple[SignalInfo, ...]
     layers: tuple[str, ...]
     experts: int
+    routers: tuple[tuple[int, int | None], ...] = ()
+    predicates: Mapping[str, Predicate] = field(default_factory=dict)
 
     @property
     def rule_names(self) -> tuple[str, ...]:
@@ -103,6 +109,13 @@ class Records:
             expert_share=np.zeros((0, y, e), np.float32),
             wall_time=np.zeros(0),
         )
+
+    @classmethod
+    def joined(cls, batches: Iterable[Records]) -> Records:
+        """Consecutive batches, at least one, as one."""
+        batches = list(batches)
+        arrays = {name: np.concatenate([getattr(each, name) for each in batches]) for name in ARRAYS}
+        return cls(batches[0].schema, **arrays)
 
     def __len__(self) -> int:
         return len(self.step)

@@ -1,11 +1,12 @@
 """Signals: the named scalars that predicates judge.
 
-A signal is computed from one of four sources:
+A signal is computed from one of five sources:
 
     RouterSignal   a router's statistics, by layer and pooled:   load_cv = std(q) / mean(q)
     WindowSignal   the last rows of another signal:              loss_spike_score over 128 rows of loss
     Signal         the metrics of the step:                      weight_norm from params
     scalar(name)   a scalar that the step passes:                loss, learning_rate, ..
+    recorded(name) a history, when it is judged again
 
 `ROUTER_SIGNALS`, `MODEL_SIGNALS` and `WINDOW_SIGNALS` list the shipped ones; plugins add theirs.
 Notation: p [T, E] probabilities of T tokens over E experts, k experts per token, q [E] share of
@@ -76,6 +77,11 @@ class WindowSignal(Signal):
     `needs` holds that signal's name."""
 
     rows: int = 32
+
+
+@dataclass(frozen=True)
+class RecordedSignal(Signal):
+    """A signal of each layer that was computed before: `compute` gives float32 [layers + 1]."""
 
 
 def _unit(high: float, low: float, scale: float = 1.0) -> Ramps:
@@ -294,3 +300,15 @@ def scalar(name: str) -> Signal:
         return Signal(given, (name,), same.long_name, same.units, same.ramps)
     units = "nat" if name == "loss" else "1"
     return Signal(given, (name,), name.replace("_", " "), units, SCALAR_RAMPS.get(name))
+
+
+def recorded(name: str) -> RecordedSignal:
+    """The signal that a history holds for every layer; under a shipped signal's name it means the same."""
+    same = scalar(name)
+    return RecordedSignal(
+        lambda metrics: metrics["recorded"].values[name],
+        ("recorded",),
+        same.long_name,
+        same.units,
+        same.ramps,
+    )

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.scipy.special import entr, logsumexp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .metrics import Routers, Summary
+from .metrics import Routers
+from .summaries import Summary
 
 
 def entropy(routers: Routers) -> jax.Array:

@@ -12,9 +12,10 @@ import jax
 
 from .errors import MissingSignalError, UnknownNameError, closest
 from .formula import Rule, variables
-from .metrics import ROUTER_METRICS, TREES, Routers, Summary, collect, scalars, summaries
+from .metrics import ROUTER_METRICS, TREES, Routers, collect, scalars
 from .predicates import Predicate, resolve
-from .signals import RouterSignal, Signal, WindowSignal, scalar, shipped
+from .signals import RecordedSignal, RouterSignal, Signal, WindowSignal, recorded, scalar, shipped
+from .summaries import Recorded, Summary, summaries
 
 log = logging.getLogger("moe_rules_callback")
 
@@ -27,16 +28,21 @@ class Layout:
         routers: (names of layers, E, k) of each router array.
         scalars: names of the metrics that are single numbers.
         metrics: names of all metrics.
+        loads: the statistics that are there although no probabilities are.
     """
 
     routers: tuple[tuple[tuple[str, ...], int, int | None], ...]
     scalars: tuple[str, ...]
     metrics: frozenset[str]
+    loads: frozenset[str]
 
     @classmethod
     def of(cls, metrics: Mapping[str, Any], routers: Sequence[Routers] | Sequence[Summary]) -> Layout:
         shapes = tuple((each.names, each.experts, each.k) for each in routers)
-        return cls(shapes, tuple(scalars(metrics)), frozenset(metrics))
+        known = [each.values.keys() for each in routers if isinstance(each, Summary)]
+        loads = frozenset.intersection(*map(frozenset, known)) if known else frozenset()
+        loads |= {"recent_load"} if "load" in loads else set()
+        return cls(shapes, tuple(scalars(metrics)), frozenset(metrics), loads)
 
     @classmethod
     def of_metrics(cls, metrics: Mapping[str, Any], top_k: int | None, layer_axis: int | None) -> Layout:
@@ -44,7 +50,9 @@ class Layout:
         found: list[Layout] = []
 
         def look(arrays: Mapping[str, Any]) -> None:
-            found.append(cls.of(metrics, summaries(arrays) or collect(arrays, top_k, layer_axis)))
+            found.append(
+                cls.of(metrics, summaries(arrays, top_k, layer_axis) or collect(arrays, top_k, layer_axis))
+            )
 
         jax.eval_shape(look, {key: metrics[key] for key in ROUTER_METRICS if key in metrics})
         return found[0]
@@ -84,7 +92,10 @@ class Vocabulary:
         predicates: Mapping[str, Predicate],
     ) -> None:
         self.layout, self._metrics, self._predicates = layout, metrics, predicates
-        own = {name: scalar(name) for name in ("loss", *layout.scalars)}
+        own: dict[str, Signal] = {name: scalar(name) for name in ("loss", *layout.scalars)}
+        if isinstance(given := metrics.get("recorded"), Recorded):
+            own |= {name: recorded(name) for name in given.values}
+        self.recorded = [name for name, signal in own.items() if isinstance(signal, RecordedSignal)]
         self.signals: dict[str, Signal] = shipped() | dict(signals) | own
 
     def predicate(self, name: str) -> Predicate:
@@ -95,7 +106,10 @@ class Vocabulary:
         """What to pass so that a signal can be computed, or "" when it can."""
         if signal not in self.signals:
             return f"'{signal}', which is no shipped signal.{closest(signal, self.signals)}".rstrip(".")
-        return self.signals[signal].missing(self.layout.metrics, self.layout.k_known)
+        found = self.signals[signal]
+        if isinstance(found, RouterSignal) and set(found.needs) <= self.layout.loads:
+            return ""
+        return found.missing(self.layout.metrics, self.layout.k_known)
 
     def possible(self) -> list[str]:
         """All signals that can be computed."""

@@ -1,7 +1,7 @@
 """The commands of `moe-rules`, one module each.
 
-A module has `add(commands)`, which adds its parser and sets `run`: parsed options -> exit code. What a command
-needs beyond this package is imported when it runs.
+A module has `add(commands)`, which adds its parser and sets `run`: parsed options -> exit code. What a
+command needs beyond this package is imported when it runs.
 """
 
 from __future__ import annotations

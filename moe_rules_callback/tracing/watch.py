@@ -26,8 +26,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
-from ..metrics import Summary, collect, stacked_names
+from ..metrics import collect, stacked_names
 from ..statistics import summarise
+from ..summaries import Summary
 from .arguments import Arguments, is_array
 from .discovery import differentiates, discover
 from .evaluate import Evaluator
