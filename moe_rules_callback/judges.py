@@ -47,12 +47,12 @@ class Judges:
         ramp = np.zeros((3, len(predicates), len(sizes)), np.float32)
         for i, predicate in enumerate(predicates):
             signal = signals[predicate.signal]
-            look = _window(predicate, signal)
+            look = looks_back(predicate, signal)
             if look is not None:
                 key = (*look, int(self._features[i]))
                 self._features[i] = len(order) + trends.setdefault(key, len(trends))
             for layer, size in enumerate(sizes):
-                ramp[:, i, layer] = _ramp(predicate, signal, *size)
+                ramp[:, i, layer] = ramp_of(predicate, signal, *size)
         self._slope, self._offset, self._margin = ramp
         self._trends = Lookbacks(list(trends))
 
@@ -83,14 +83,14 @@ def _by_history(predicate: Predicate, signal: Signal) -> bool:
     return predicate.sense in ("high", "low") and predicate.offset is None and signal.ramps is None
 
 
-def _window(predicate: Predicate, signal: Signal) -> tuple[Function, int] | None:
+def looks_back(predicate: Predicate, signal: Signal) -> tuple[Function, int] | None:
     """What a predicate looks back with, and how many rows; None: it reads the signal as it is."""
     if predicate.sense in TRENDS:
         return TRENDS[predicate.sense], predicate.window
     return (spike_score, predicate.window + 1) if _by_history(predicate, signal) else None
 
 
-def _ramp(predicate: Predicate, signal: Signal, experts: int, k: int) -> tuple[float, float, float]:
+def ramp_of(predicate: Predicate, signal: Signal, experts: int, k: int) -> tuple[float, float, float]:
     """Slope (negative where truth falls), offset and margin of a predicate in a layer."""
     sense, slope, margin = predicate.sense, predicate.slope, predicate.margin
     if sense in TRENDS:

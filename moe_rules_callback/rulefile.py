@@ -55,19 +55,11 @@ def read_rule_file(text: str, origin: str) -> RuleFile:
         RulebookError: it is no TOML, a key is unknown or missing, or a value is of no use.
         RuleSyntaxError: a rule in it cannot be read.
     """
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RulebookError(f"{origin} is not valid TOML: {error}.") from None
-    file = _Reader(text, origin)
-    file.check(tables, (), _TOP)
-    rules, predicates = tables.get("rules", {}), tables.get("predicates", {})
-    if not rules:
-        raise RulebookError(f"{origin} has no rules. Write them as [rules.NAME] with a key `rule`.")
+    file = Reader(text, origin)
     return RuleFile(
-        tables.get("description", ""),
-        {name: file.predicate(name, table) for name, table in predicates.items()},
-        tuple(file.rule(name, table) for name, table in rules.items()),
+        file.description,
+        {name: file.predicate(name, table) for name, table in file.predicates.items()},
+        tuple(file.rule(name, table) for name, table in file.rules.items()),
     )
 
 
@@ -110,11 +102,29 @@ _PREDICATE = {
 }
 
 
-class _Reader:
-    """Turns tables of one file into rules and predicates, and knows where each key stands."""
+class Reader:
+    """Turns tables of one file into rules and predicates, and knows where each key stands.
+
+    Attributes:
+        description: of the file.
+        rules, predicates: their tables by name, as they were written.
+
+    Raises:
+        RulebookError: the text is no TOML, has an unknown table, or no rules.
+    """
 
     def __init__(self, text: str, origin: str) -> None:
         self.text, self.origin = text, origin
+        try:
+            tables = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RulebookError(f"{origin} is not valid TOML: {error}.") from None
+        self.check(tables, (), _TOP)
+        self.description: str = tables.get("description", "")
+        self.rules: dict[str, Any] = tables.get("rules", {})
+        self.predicates: dict[str, Any] = tables.get("predicates", {})
+        if not self.rules:
+            raise RulebookError(f"{origin} has no rules. Write them as [rules.NAME] with a key `rule`.")
 
     def rule(self, name: str, table: Any) -> Rule:
         path, fields = ("rules", name), table
@@ -167,7 +177,11 @@ class _Reader:
         return RulebookError(f"{self.where(path)}: {message}")
 
     def where(self, path: tuple[str, ...]) -> str:
-        return f"{self.origin}, line {_line(self.text, path)}"
+        return f"{self.origin}, line {self.line(path)}"
+
+    def line(self, path: tuple[str, ...]) -> int:
+        """Number of the line that says most about a key: its own, else that of its table, else 1."""
+        return _line(self.text, path)
 
 
 def located(error: RuleSyntaxError, where: str) -> RuleSyntaxError:
@@ -188,7 +202,7 @@ def _unusable(name: str) -> str:
 
 
 def _line(text: str, path: tuple[str, ...]) -> int:
-    """Number of the line that says most about a key: the key's own, else that of its table, else 1."""
+    """See `Reader.line`."""
     table: tuple[str, ...] = ()
     best, best_line = 0, 1
     for number, line in enumerate(text.splitlines(), 1):

@@ -218,8 +218,12 @@ def _confidence(experts: int, k: int) -> dict[str, Ramp]:
     return {"high": (0.35, 1.0), "low": (1 / experts + 0.1 * (1 - 1 / experts), 0.3)}
 
 
+def _entropy(experts: int, k: int) -> dict[str, Ramp]:
+    return {"high": (0.95, 0.2), "low": (0.6, 1.0)}
+
+
 ROUTER_SIGNALS: dict[str, RouterSignal] = {
-    "router_entropy": _router(router_entropy, "entropy", _unit(0.95, 0.6)),
+    "router_entropy": _router(router_entropy, "entropy", _entropy),
     "routing_confidence": _router(routing_confidence, "confidence", _confidence),
     "routing_margin": _router(routing_margin, "margin", _unit(0.5, 0.1, 0.3)),
     "boundary_margin": _router(boundary_margin, "boundary", _unit(0.2, 0.02, 0.2)),

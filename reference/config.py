@@ -31,7 +31,7 @@ class Config:
     # The run
     steps: int = setting(1200, "training steps")
     seed: int = setting(0, "of the weights, the batches and the router noise")
-    logdir: str = setting("runs/reference", "where the TensorBoard files, the history and audit.png go")
+    logdir: str = setting("runs/reference", "where event files, history, audit.png and affinity table go")
     rules: str = setting("nano_moe", "a shipped rule book or the path of a TOML rule file")
     audit: bool = setting(True, "watch the router; --no-audit trains the same model without")
     distributed: bool = setting(False, "call jax.distributed.initialize() first; start one process a host")

@@ -6,7 +6,9 @@ second, .. choice of tokens of each domain.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +64,22 @@ def of_routing(tables: jax.Array) -> dict[str, float]:
     share = assignments / assignments.sum(axis=-1, keepdims=True)
     used = (share > 0.1 / share.shape[-1]).sum(axis=-1)
     return {**means, "experts_used": float(used.min()), "least_expert_share": float(share.min())}
+
+
+def write_affinity(path: Path, tables: jax.Array, domains: Sequence[str]) -> None:
+    """Writes as CSV which share of a domain's assignments each expert gets, a row a layer and domain.
+
+    tables [layers, k, D, E]; nan for a domain without tokens.
+    """
+    assignments = np.asarray(tables).sum(axis=1)  # [layers, D, E]
+    total = assignments.sum(axis=-1, keepdims=True)
+    share = np.where(total > 0, assignments / np.maximum(total, 1), np.nan)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["domain", *(f"expert_{expert}" for expert in range(share.shape[-1]))])
+        for layer, of_domains in enumerate(share):
+            for domain, row in zip(domains, of_domains, strict=True):
+                writer.writerow([f"layer_{layer} {domain}", *(f"{value:.4f}" for value in row)])
 
 
 def text_entropy(texts: Sequence[np.ndarray]) -> tuple[float, float]:

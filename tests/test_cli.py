@@ -2,43 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from fake_records import make_records, make_run
 
 from moe_rules_callback.cli import main
-from moe_rules_callback.sinks import ZarrSink
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A log directory with a finished history."""
-    records, sink = make_records(120), ZarrSink()
-    started = make_run(tmp_path, records.schema)
-    sink.on_train_start(started)
-    sink.on_records(records)
-    sink.on_train_end(started)
-    return tmp_path
-
-
-@pytest.mark.parametrize("store", [".", "audit.zarr"])
-def test_plot_leaves_a_picture_beside_the_history(run: Path, store: str, capsys: pytest.CaptureFixture[str]):
-    assert main(["plot", str(run / store)]) == 0
-    assert capsys.readouterr().out == f"{run / 'audit.png'}\n"
-    assert (run / "audit.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_plot_goes_where_it_is_told(run: Path):
-    assert main(["plot", str(run), "--out", str(run / "demo.svg")]) == 0
-    assert "<svg" in (run / "demo.svg").read_text()
-
-
-def test_no_history_is_one_line_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["plot", str(tmp_path / "nowhere")]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("moe-rules: There is no directory")
-    assert error.count("\n") == 1
 
 
 def test_rules_prints_what_each_rule_means(capsys: pytest.CaptureFixture[str]):

@@ -1,39 +1,103 @@
-"""`moe-rules plot RUN`."""
+"""`moe-rules plot RUN`: every picture that a run can give."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
+
+from ..errors import HistoryError, closest
+
+FORMATS = ("png", "svg")
+AFFINITY_FILE = "router_affinity_matrix.csv"
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "plot",
-        help="draw the loss and the truth intervals of all rules",
-        description="Draw the history of a run: its loss above, the truth interval of every rule below.",
-        epilog="example: moe-rules plot runs/demo --out demo.svg",
+        help="draw the pictures of a run",
+        description="Draw a run: the loss and the truth of its rules, their states over time, the shares of "
+        "the experts, the signals of the routers. What the run does not hold is left out, and named. A log "
+        "whose columns must be explained is read by `moe-rules replay` first.",
+        epilog="example: moe-rules plot runs/demo --only audit rule_timeline --format png,svg",
     )
-    parser.add_argument("history", type=Path, help="log directory of a run, or the path of its audit.zarr")
+    parser.add_argument("path", type=Path, metavar="RUN", help="log directory, audit.zarr, or any log")
     parser.add_argument(
-        "--out", type=_picture, help="picture, .png or .svg (default: audit.png beside the history)"
+        "--out",
+        type=_folder_or_picture,
+        metavar="DIR|FILE",
+        help="folder of the pictures (default: that of the run); or one .png or .svg, for --only or audit",
     )
-    parser.set_defaults(run=run)
+    parser.add_argument("--format", type=_formats, metavar="png|svg", help="png (default), svg, or png,svg")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="these pictures, by the names of their files"
+    )
+    parser.add_argument(
+        "--affinity",
+        type=Path,
+        metavar="CSV",
+        help=f"table of domains or samples by experts (default: {AFFINITY_FILE} beside the run, if any)",
+    )
+    parser.set_defaults(run=run, wrong_usage=parser.error)
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..history import open_history
-    from ..plots import plot_audit
+    from ..plots import AFFINITY, FIGURES, plot_affinity, read_affinity, save
+    from ..runs import open_run
 
-    history: Path = options.history
-    out = options.out or (history.parent if history.suffix == ".zarr" else history) / "audit.png"
-    plot_audit(open_history(history), out)
-    print(out)
+    known = [*FIGURES, AFFINITY]
+    names: list[str] = options.only or known
+    if unknown := [name for name in names if name not in known]:
+        near = closest(unknown[0], known)
+        options.wrong_usage(f"no picture is called {unknown[0]!r}.{near} There are: {', '.join(known)}.")
+    folder = _folder(options.path)
+    out: Path = options.out or folder
+    if picture := out.suffix[1:] in FORMATS:
+        names = options.only or ["audit"]
+        if len(names) > 1 or options.format:
+            options.wrong_usage(f"--out {out} is one picture in one format. Name a folder for more.")
+    history = open_run(options.path)
+    table: Path = options.affinity or folder / AFFINITY_FILE
+    affinity = read_affinity(table) if options.affinity or table.exists() else None
+    left_out = []
+    for name in names:
+        try:
+            if name != AFFINITY:
+                figure = FIGURES[name](history)
+            elif affinity is not None:
+                figure = plot_affinity(affinity)
+            else:
+                raise HistoryError(
+                    "No history holds a table of domains by experts: pass one as --affinity CSV."
+                )
+        except HistoryError as error:
+            left_out.append(f"{name}: {error}")
+            if options.only or len(left_out) == len(names):
+                raise
+            continue
+        for path in [out] if picture else [out / f"{name}.{kind}" for kind in options.format or FORMATS[:1]]:
+            save(figure, path)
+            print(path, flush=True)
+    if left_out:
+        print("left out:", " ".join(left_out), file=sys.stderr)
     return 0
 
 
-def _picture(text: str) -> Path:
+def _folder(run: Path) -> Path:
+    """Where the pictures of a run go: into its log directory, or beside its history or log."""
+    return run if run.is_dir() and not (run / "zarr.json").exists() else run.parent
+
+
+def _folder_or_picture(text: str) -> Path:
     path = Path(text)
-    if path.suffix not in (".png", ".svg"):
+    if path.suffix in (".jpg", ".jpeg", ".pdf", ".eps", ".gif", ".webp"):
         raise argparse.ArgumentTypeError(f"{text!r} ends neither in .png nor in .svg")
     return path
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    kinds = tuple(dict.fromkeys(text.split(",")))
+    if not set(kinds) <= set(FORMATS):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of png, svg, and png,svg")
+    return kinds

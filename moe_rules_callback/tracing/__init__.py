@@ -6,7 +6,7 @@
     traced = trace(model.apply, params, x)
     find(traced, '//module_call[@features=10]')
     substitute(traced, '//pjit[@name="relu"]', jax.nn.gelu)(params, x)
-    intervene(loss_fn, {"['router']['kernel']": lambda logits: logits.at[:, 0].set(-1e9)})
+    intervene(loss_fn, {"router/kernel": lambda logits: logits.at[:, 0].set(-1e9)})
 
 A value is followed from the router's weights through the jaxpr, whatever the trainer wraps around it: jit,
 scan, while, cond, remat, shard_map, grad, vmap.

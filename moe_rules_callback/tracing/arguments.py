@@ -1,6 +1,6 @@
 """The arguments of a function as arrays, what is no array, and names for the arrays.
 
-    step(state, batch)  ->  [.., f32[64,8], ..]  named  .params['layers'][0]['moe']['router']['kernel']
+    step(state, batch)  ->  [.., f32[64,8], ..]  named  params/layers/0/moe/router/kernel
 
 Arrays may change from call to call; everything else (numbers of Python, strings, functions) is part of the
 function, as under `static_argnums`. Flax NNX objects are split into their state and put together again, so
@@ -72,7 +72,7 @@ class Arguments:
         objects = [_split_path(path, named) for path, leaf in pairs if _is_object(leaf)]
         for path, _ in inside:
             argument, above = objects[getattr(path[0], "key", getattr(path[0], "idx", 0))]
-            paths.append((argument, above + _trimmed(path[1:])))
+            paths.append((argument, _joined(above, _trimmed(path[1:]))))
         self.names = _unique(paths)
         avals = tuple((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in self.arrays)
         self.key = (self._tree, self._state_tree, self._graph, tuple(self._static), avals)
@@ -157,7 +157,11 @@ def _trimmed(path: Any) -> str:
     """The key path as text, without what only names the box around an array, such as `.value`."""
     while path and _is_box(path[-1]):
         path = path[:-1]
-    return keystr(tuple(path))
+    return keystr(tuple(path), simple=True, separator="/")
+
+
+def _joined(*parts: str) -> str:
+    return "/".join(part for part in parts if part)
 
 
 def _is_box(key: Any) -> bool:
@@ -167,4 +171,4 @@ def _is_box(key: Any) -> bool:
 
 def _unique(paths: Sequence[tuple[str, str]]) -> list[str]:
     seen = Counter(path for _, path in paths)
-    return [path if path and seen[path] == 1 else argument + path for argument, path in paths]
+    return [path if path and seen[path] == 1 else _joined(argument, path) for argument, path in paths]

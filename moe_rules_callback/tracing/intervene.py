@@ -1,7 +1,7 @@
 """Changes values inside a function that nobody here wrote, to see whether the audit notices.
 
     faulty = intervene(loss_fn, {
-        "['router']['kernel']": lambda logits: logits.at[..., 3].set(-1e9),          # expert 3 is dead
+        "router/kernel": lambda logits: logits.at[..., 3].set(-1e9),          # expert 3 is dead
         "//top_k": lambda values, indices: (values, (indices + 1) % 8),              # off by one
     })
 

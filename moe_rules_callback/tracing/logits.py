@@ -1,6 +1,6 @@
 """From the operand of a selection back to the matmul that made it.
 
-    top_k  <-  div  <-  exp  <-  sub  <-  add  <-  dot_general  <-  ['layers'][0]['router']['kernel']
+    top_k  <-  div  <-  exp  <-  sub  <-  add  <-  dot_general  <-  layers/0/router/kernel
 
 The axis that is chosen over is followed on the way: it has to be an axis of the matmul's weights, the one
 with an entry per expert.

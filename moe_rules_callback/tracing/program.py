@@ -18,7 +18,7 @@ class Program:
 
     Attributes:
         closed: the jaxpr, over the arrays among the arguments.
-        names: of each input, a key path such as `['layers'][0]['moe']['router']['kernel']`.
+        names: of each input, a key path such as `layers/0/moe/router/kernel`.
         arguments: the arguments it was traced with, shapes in the place of arrays.
     """
 

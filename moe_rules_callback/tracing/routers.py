@@ -1,10 +1,10 @@
 """What a search for routers gives.
 
 >>> print(discover_routers(loss, params, batch))
-['layers']['router']['kernel']  8 experts, top 2, softmax, 12 layers
+layers/router/kernel  8 experts, top 2, softmax, 12 layers
     top_k at model.py:41 (moe) chooses over the output of this matmul, and a gather dispatches by it
 not taken:
-['head']['kernel']  argmax at train.py:20 (accuracy): compared with an argument, as an accuracy is
+head/kernel  argmax at train.py:20 (accuracy): compared with an argument, as an accuracy is
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Router:
     """A selection, taken for a router or not.
 
     Attributes:
-        name: key path of the matmul's weights, `['layers'][0]['moe']['router']['kernel']`.
+        name: key path of the matmul's weights, `layers/0/moe/router/kernel`.
         taken: whether it is a router.
         reason: why, or why not.
         selection: the primitive that chooses.

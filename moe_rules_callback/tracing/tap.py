@@ -1,7 +1,7 @@
 """The routers' probabilities out of a function that throws them away.
 
 loss, probs = tap(loss_fn)(params, batch)
-probs["['layers']['router']['kernel']"]              # [layers, tokens, experts]
+probs["layers/router/kernel"]              # [layers, tokens, experts]
 
 (loss, probs), grads = jax.value_and_grad(tap(loss_fn), has_aux=True)(params, batch)
 step = jax.jit(tap(train_step))                      # (its results, probs)

@@ -3,7 +3,7 @@
     >>> print(trace(model.apply, params, x))
     trace apply  f32[10,5], f32[10], f32[4,5] -> f32[4,10]
       module_call Dense_0  type=Dense features=10
-        dot_general  f32[4,5], f32[5,10] ['params']['Dense_0']['kernel'] -> f32[4,10]
+        dot_general  f32[4,5], f32[5,10] params/Dense_0/kernel -> f32[4,10]
       jit relu  f32[4,10] -> f32[4,10]
 
 `trace(..)(params, x)` runs it again, under jit and grad too. `xml()` is the same tree as text, over which

@@ -14,8 +14,10 @@ inside, a whole training step, delivers in every call.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,7 +28,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
-from ..metrics import collect, stacked_names
+from ..metrics import collect, natural, stacked_names
 from ..statistics import summarise
 from ..summaries import Summary
 from .arguments import Arguments, is_array
@@ -42,7 +44,7 @@ PROBABILITIES, LOGITS = "router_probs", "router_logits"
 
 
 class Reduced(NamedTuple):
-    """What one router delivers: an array float32 [repeats.., layers.., blocks, 1 + n].
+    """What one router delivers, or several of one kind: an array float32 [repeats.., layers, blocks, 1 + n].
 
     Repeats are micro-batches, blocks the devices of a `shard_map`. In the last axis stand the number of
     tokens, then the statistics, raveled; all of them zero where a branch was not taken.
@@ -116,20 +118,21 @@ def watch(
     """
 
     def prepare(program: Program) -> Run:
-        chosen = discover(program).chosen(routers)
+        chosen = sorted(discover(program).chosen(routers), key=lambda router: natural(router.name))
         reduced = _reduced(program, chosen, top_k, ask)
         changes = [(router, partial(_reduce, to=to)) for router, to in zip(chosen, reduced, strict=True)]
         evaluator = Evaluator(tapping(program, changes))
         names = [router.name for router in chosen]
-        send = partial(_send, partial(deliver, reduced))
         whole_step = differentiates(program)
 
         def run(arguments: Arguments) -> Any:
             result, taps = program.run(evaluator, arguments)
             arrays = [taps[name] for name in names]
+            send = partial(_send, partial(deliver, _described(reduced, arrays)))
+            together = _joined(reduced, arrays)
             if not whole_step:
-                return _when_differentiated(result, arrays, send)
-            send(arrays)
+                return _when_differentiated(result, together, send)
+            send(together)
             return result
 
         return run
@@ -137,7 +140,7 @@ def watch(
     return instrumented(fn, prepare, "watch")
 
 
-def _reduced(program: Program, routers: Sequence[Router], top_k: int | None, ask: Ask) -> list[Reduced]:
+def _reduced(program: Program, routers: Sequence[Router], top_k: int | None, ask: Ask) -> tuple[Reduced, ...]:
     """What each router is to deliver; asks which statistics."""
     flow = Flow(program.closed)
     found: list[Reduced] = []
@@ -149,7 +152,32 @@ def _reduced(program: Program, routers: Sequence[Router], top_k: int | None, ask
         repeats = len(router.layers) - len(layers)
         found.append(Reduced(metric, names, router.experts, k, repeats, ()))
     wanted = ask({metric_of(found): [each.empty for each in found]})
-    return [each._replace(shapes=_shapes(each, wanted)) for each in found]
+    return tuple(each._replace(shapes=_shapes(each, wanted)) for each in found)
+
+
+def _groups(reduced: Sequence[Reduced], arrays: Sequence[jax.Array]) -> dict[Any, list[int]]:
+    """Routers whose arrays can be one: callbacks and rows cost by the array, not by the layer."""
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for i, (each, x) in enumerate(zip(reduced, arrays, strict=True)):
+        groups[each._replace(names=()), x.shape[: each.repeats], x.shape[-2:]].append(i)
+    return groups
+
+
+@partial(jax.jit, static_argnums=0)
+def _joined(reduced: Sequence[Reduced], arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """An array for each group of routers."""
+    return [
+        jnp.concatenate([arrays[i].reshape(*ahead, -1, *behind) for i in members], axis=kind.repeats)
+        for (kind, ahead, behind), members in _groups(reduced, arrays).items()
+    ]
+
+
+def _described(reduced: Sequence[Reduced], arrays: Sequence[jax.Array]) -> list[Reduced]:
+    """What describes those arrays."""
+    return [
+        kind._replace(names=tuple(itertools.chain(*(reduced[i].names for i in members))))
+        for (kind, *_), members in _groups(reduced, arrays).items()
+    ]
 
 
 def metric_of(reduced: Sequence[Reduced]) -> str:

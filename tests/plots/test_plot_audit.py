@@ -16,7 +16,9 @@ from matplotlib.legend import Legend
 
 from moe_rules_callback.errors import HistoryError
 from moe_rules_callback.history import records_to_dataset
-from moe_rules_callback.plots import BINS, LEGEND_RULES, TUTORIAL, plot_audit
+from moe_rules_callback.plots import plot_audit
+from moe_rules_callback.plots.audit import LEGEND_RULES, TUTORIAL
+from moe_rules_callback.plots.thinning import BINS
 
 
 def drawn(figure: Figure, panel: int = -1) -> dict[Any, np.ndarray]:
@@ -143,7 +145,7 @@ def test_file_format_follows_the_suffix(history, tmp_path):
     plot_audit(history, tmp_path / "audit.svg")
     png = (tmp_path / "audit.png").read_bytes()
     assert png.startswith(b"\x89PNG")
-    assert int.from_bytes(png[16:20], "big") == 1500  # ten inches at 150 dots
+    assert int.from_bytes(png[16:20], "big") == 2000  # ten inches at 200 dots
     assert "<svg" in (tmp_path / "audit.svg").read_text()
 
 
@@ -159,7 +161,7 @@ def test_pyplot_is_left_alone():
         "records_to_dataset(fake.make_records(3)).moe_rules.plot()\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    tests = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={"PYTHONPATH": f"{tests}:{tests.parent}"}, timeout=120
     )

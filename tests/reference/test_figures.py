@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_rules_callback.plots import read_affinity
 from reference import figures
 
 # 6 tokens of two domains, 3 experts, 2 a token.
@@ -51,6 +52,16 @@ def test_of_routing_reports_the_worst_layer():
     assert got["experts_used"] == 2
     assert got["least_expert_share"] == 0
     assert got["routing_accuracy"] == pytest.approx((0.25 + 0.6) / 2)
+
+
+def test_the_affinity_of_domains_is_what_plots_read(tmp_path):
+    table = figures.tally(EXPERTS, DOMAIN, 3, 3)  # no token of the third domain
+    figures.write_affinity(tmp_path / "affinity.csv", table[None], ["prose", "code", "none"])
+    affinity = read_affinity(tmp_path / "affinity.csv")
+    assert affinity.rows == ["layer_0 prose", "layer_0 code", "layer_0 none"]
+    assert affinity.experts == ["expert_0", "expert_1", "expert_2"]
+    want = [[1 / 2, 1 / 3, 1 / 6], [1 / 6, 1 / 3, 1 / 2], [np.nan] * 3]
+    np.testing.assert_allclose(affinity.values, want, atol=1e-4)
 
 
 def test_text_entropy_of_alternating_and_of_independent_bytes():

@@ -44,6 +44,7 @@ def test_a_run_leaves_history_picture_and_tensorboard_files(audited):
     result, logdir, _ = audited
     assert result.history == logdir / "audit.zarr"
     assert (logdir / "audit.png").read_bytes().startswith(b"\x89PNG")
+    assert (logdir / "router_affinity_matrix.csv").exists()
     assert list(logdir.glob("events.out.tfevents.*"))
 
 

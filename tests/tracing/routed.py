@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 T, D, E, F, K = 6, 4, 8, 5, 2
-ROUTER = "['router']['kernel']"
+ROUTER = "router/kernel"
 
 
 def parameters(layers: int | None = None) -> dict[str, Any]:

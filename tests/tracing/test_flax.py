@@ -16,7 +16,7 @@ from routed import E, T, softmax, tokens
 from moe_rules_callback.tracing import discover_routers, tap
 
 X = tokens()
-KERNELS = [f"['layers'][{i}]['router']['kernel']" for i in range(2)]
+KERNELS = [f"layers/{i}/router/kernel" for i in range(2)]
 
 
 def loss_of(model, x):
@@ -34,7 +34,7 @@ def test_linen_under_scan_and_remat() -> None:
     (out, taps), grads = jax.jit(jax.value_and_grad(tap(loss), has_aux=True))(variables, X)
     jax.tree.map(np.testing.assert_array_equal, (out, grads), plain)
     (probs,) = taps.values()
-    assert list(taps) == ["['params']['layers']['router']['kernel']"]
+    assert list(taps) == ["params/layers/router/kernel"]
     assert probs.shape == (3, T, E)
     kernel = variables["params"]["layers"]["router"]["kernel"]
     np.testing.assert_allclose(probs[0], softmax(np.asarray(X) @ np.asarray(kernel[0])), atol=1e-6)
@@ -52,7 +52,7 @@ def test_an_nnx_model_is_tapped_and_keeps_its_state() -> None:
 
 def test_layers_stacked_for_nnx_scan() -> None:
     (router,) = discover_routers(lambda model, x: model(x), NnxScanned(nnx.Rngs(0)), X)
-    assert (router.name, router.layers) == ("['layers']['router']['kernel']", (3,))
+    assert (router.name, router.layers) == ("layers/router/kernel", (3,))
 
 
 def test_the_loss_of_an_nnx_step() -> None:

@@ -39,7 +39,7 @@ def test_modules_by_an_attribute(linen) -> None:
     assert dense.attributes == {
         "type": "Dense", "name": "Dense_0", "path": "Dense_0", "features": "10", "use_bias": "True"
     }  # fmt: skip
-    kernel, bias = (f"['params']['Dense_0']['{name}']" for name in ("kernel", "bias"))
+    kernel, bias = (f"params/Dense_0/{name}" for name in ("kernel", "bias"))
     assert dense.inputs == [("f32[6,4]", "args[1]"), ("f32[4,10]", kernel), ("f32[10]", bias)]
     assert dense.outputs == ["f32[6,10]"]
 
@@ -63,7 +63,7 @@ def test_modules_lie_inside_each_other(linen) -> None:
 def test_modules_of_nnx(nnx) -> None:
     assert [m.attributes["path"] for m in find(nnx, '//module_call[@type="Linear"]')] == ["first", "second"]
     (first,) = find(nnx, "//module_call[@out_features=10]")
-    assert first.inputs[1] == ("f32[4,10]", "['first']['kernel']")
+    assert first.inputs[1] == ("f32[4,10]", "first/kernel")
     assert first.attributes["in_features"] == "4"
     assert len(find(nnx, '//module_call[@type="NnxMLP"]//pjit[@name="relu"]')) == 1
 
@@ -101,7 +101,7 @@ def test_primitives_inside_calls() -> None:
     for name in ("remat", "remat2", "checkpoint"):
         assert len(find(traced, f"//{name}")) == 1
     (matmul,) = find(traced, '//dot_general[input[contains(@parameter, "router")]]')
-    assert matmul.inputs[1] == ("f32[4,8]", "['router']['kernel']")
+    assert matmul.inputs[1] == ("f32[4,8]", "router/kernel")
 
 
 def test_scopes() -> None:

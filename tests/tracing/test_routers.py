@@ -188,7 +188,7 @@ def test_two_arguments_with_the_same_paths_are_told_apart() -> None:
         return soft_top_k(student, x) - soft_top_k(teacher, x)
 
     names = [router.name for router in discover_routers(distil, PARAMS, PARAMS, X)]
-    assert names == [f"student{ROUTER}", f"teacher{ROUTER}"]
+    assert names == [f"student/{ROUTER}", f"teacher/{ROUTER}"]
 
 
 def test_a_router_that_is_an_argument_itself_goes_by_the_arguments_name() -> None:

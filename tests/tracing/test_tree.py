@@ -51,7 +51,7 @@ def test_the_print_shows_calls_shapes_and_parameters() -> None:
     assert lines[0].endswith(" -> f32[6,4]")
     assert lines[1].startswith("  scope stack  ")
     assert lines[2].startswith("    scan  length=2  ")
-    kernel = "['router']['kernel']"
+    kernel = "router/kernel"
     assert f"      dot_general  f32[6,4], f32[4,8] {kernel} -> f32[6,8]" in lines
     assert "      top_k  k=2  f32[6,8] -> f32[6,2], i32[6,2]" in lines
     assert "    jit relu  f32[6,4] -> f32[6,4]" in lines
@@ -65,7 +65,7 @@ def test_the_xml_holds_attributes_types_parameters_and_lines() -> None:
     assert chosen.attrib["source"].startswith("routed.py:")
     assert [inner.get("type") for inner in chosen] == ["f32[6,8]", "f32[6,2]", "i32[6,2]"]
     matmul = next(root.iter("dot_general"))
-    assert matmul[1].attrib == {"type": "f32[4,8]", "parameter": "['router']['kernel']"}
+    assert matmul[1].attrib == {"type": "f32[4,8]", "parameter": "router/kernel"}
 
 
 def test_a_node_runs_what_stands_there() -> None:

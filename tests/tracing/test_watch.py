@@ -100,6 +100,19 @@ def test_rows_and_results_are_those_of_tap_and_on_step(model: Model, audit: Rule
     assert_same_rows(audit.history, expected)
 
 
+def test_routers_of_the_same_kind_leave_as_one_array(audit: RuleAuditCallback) -> None:
+    watched = audit.watch(loss_of(unrolled))
+    program = jax.make_jaxpr(jax.grad(watched))(STACKED, BATCHES[0]).jaxpr
+    (delivery,) = (eqn for eqn in program.eqns if eqn.primitive.name == "debug_callback")
+    assert [x.aval.shape[:2] for x in delivery.invars] == [(LAYERS, 1)]
+    loss, _ = jax.jit(jax.value_and_grad(watched))(STACKED, BATCHES[0])
+    audit.on_step({"loss": loss})
+    expected, _ = tapped_rows(loss_of(scanned), STACKED, BATCHES[:1])
+    got = audit.history
+    np.testing.assert_allclose(got.signal_value, expected.signal_value, atol=1e-6)
+    assert got.layer.values.tolist() == [ROUTER, f"{ROUTER}#2", f"{ROUTER}#3"]
+
+
 def test_a_loss_inside_a_checkpoint_counts_once(audit: RuleAuditCallback) -> None:
     loss = loss_of(rematted)
     step = jax.jit(jax.grad(jax.checkpoint(audit.watch(loss))))

@@ -32,7 +32,7 @@ from moe_rules_callback.integrations.levanter import attach  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore:jax.core.is_constant_dim:DeprecationWarning")  # by haliax
 
 LAYERS, EXPERTS, K, BATCH, LENGTH, WORDS = 2, 4, 2, 4, 8, 32
-ROUTER = ".transformer.layers.stacked.block_sparse_moe.gate.weight"
+ROUTER = "transformer/layers/stacked/block_sparse_moe/gate/weight"
 FIRST, STEPS = 4, 6  # optimizer steps until train returns, and until it returns the second time
 CONFIG = MixtralConfig(
     max_seq_len=LENGTH, hidden_dim=8, intermediate_dim=8, num_layers=LAYERS, num_heads=2, num_kv_heads=2,

@@ -27,7 +27,7 @@ from tunix.sft.peft_trainer import PeftTrainer, TrainingConfig
 
 LAYERS, EXPERTS, K, BATCH, LENGTH, WORDS = 2, 4, 2, 2, 6, 32
 STEPS, ACCUMULATED = 3, 2
-ROUTERS = [f"['layers'][{i}]['mlp']['router']['kernel']" for i in range(LAYERS)]
+ROUTERS = [f"layers/{i}/mlp/router/kernel" for i in range(LAYERS)]
 RULES = {"r": "high_router_entropy & low_loss"}
 
 
