@@ -52,6 +52,19 @@ class Alert:
         return "\n".join(lines)
 
 
+def warm(records: Records) -> np.ndarray:
+    """bool [n, R]: the rule's warm-up is over."""
+    return records.step[:, None] >= np.array([rule.warmup for rule in records.schema.rules], int)
+
+
+def firing(records: Records) -> np.ndarray:
+    """bool [n, R]: the rule fires in the row."""
+    risk = np.array([rule.kind == "risk" for rule in records.schema.rules], bool)
+    health = np.array([rule.kind == "health" for rule in records.schema.rules], bool)
+    fires = np.where(risk, records.state == State.TRUE, health & (records.state == State.FALSE))
+    return warm(records) & fires
+
+
 class Watch:
     """Notices when rules begin to fire, over batches of records."""
 
@@ -62,13 +75,8 @@ class Watch:
     def __call__(self, records: Records) -> list[Alert]:
         """Alerts of a batch, in the order of their steps."""
         self._look(records)
-        rules = records.schema.rules
-        risk = np.array([rule.kind == "risk" for rule in rules], bool)
-        health = np.array([rule.kind == "health" for rule in rules], bool)
-        warm = records.step[:, None] >= np.array([rule.warmup for rule in rules], int)
-        firing = warm & np.where(risk, records.state == State.TRUE, health & (records.state == State.FALSE))
         alerts = []
-        for row, fires in enumerate(firing):
+        for row, fires in enumerate(firing(records)):
             begins = np.flatnonzero(fires & (self._quiet >= QUIET))
             alerts += [_alert(records, row, int(rule)) for rule in begins]
             self._quiet = np.where(fires, 0, self._quiet + 1)

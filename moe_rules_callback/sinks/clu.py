@@ -25,8 +25,9 @@ import numpy as np
 
 from ..hookspecs import hookimpl
 from ..records import Records, Run
+from .events import EventFile, proto
+from .hparams import session_start
 from .scalars import ScalarTable, Thin, describe_rules
-from .tensorboard import EventFile, proto
 
 logger = logging.getLogger("moe_rules_callback")
 
@@ -145,15 +146,7 @@ class TensorBoardXWriter:
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """A flat mapping; what is no number, bool or string is kept as its `str`."""
-        from tensorboardX import summary
-
-        plain = {name: getattr(value, "item", lambda value=value: value)() for name, value in hparams.items()}
-        known = {
-            name: value if isinstance(value, bool | int | float | str) else str(value)
-            for name, value in plain.items()
-        }
-        for part in summary.hparams(known, {}):
-            self._write(0, part)
+        self._write(0, session_start(hparams, time.time()))
 
     def write_summaries(
         self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None

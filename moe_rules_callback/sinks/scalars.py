@@ -31,14 +31,16 @@ class ScalarTable:
 
     Attributes:
         tags: T unique names, legal everywhere: letters, digits and `_ . - /`.
+        rules, layers: names of the R rules and Y layers as parts of a tag, just as legal and unique.
         bands: for each rule its name and the tags of value, lower and upper.
     """
 
     def __init__(self, schema: Schema) -> None:
-        rules = _unique(_legal(f"rules/{name}") for name in schema.rule_names)
+        self.rules = tuple(_unique(map(_legal, schema.rule_names)))
+        self.layers = tuple(_unique(map(_legal, schema.layers)))
         self.bands = {
-            name: (f"{rule}/value", f"{rule}/lower", f"{rule}/upper")
-            for name, rule in zip(schema.rule_names, rules, strict=True)
+            name: (f"rules/{rule}/value", f"rules/{rule}/lower", f"rules/{rule}/upper")
+            for name, rule in zip(schema.rule_names, self.rules, strict=True)
         }
         signals = [f"signals/{name}" for name in schema.signal_names]
         self._local = [i for i, signal in enumerate(schema.signals) if signal.per_layer]
@@ -47,7 +49,8 @@ class ScalarTable:
         signals += [
             f"signals/{layer}/{schema.signals[i].name}" for i in self._local for layer in schema.layers
         ]
-        self.tags = tuple(f"{rule}/{what}" for rule in rules for what in ("value", "lower", "upper", "state"))
+        parts = ("value", "lower", "upper", "state")
+        self.tags = tuple(f"rules/{rule}/{part}" for rule in self.rules for part in parts)
         self.tags += tuple(_unique(map(_legal, signals)))
 
     def values(self, records: Records) -> np.ndarray:

@@ -1,78 +1,45 @@
-"""Curves for TensorBoard: every signal, every rule, and a page of bands under "Custom scalars".
+"""For TensorBoard: curves, bands of the rules, pictures of the experts' loads, and runs compared by rules.
 
     RuleAuditCallback(rules, logdir="runs/demo", sinks=["tensorboard"])
     $ tensorboard --logdir runs
 
-`scalars` lists the tags. TensorBoard follows only the newest event file of a directory: a trainer
-that writes event files of its own should do so in another one, or give this sink one:
-`TensorBoardSink("runs/demo/rules")`.
+    Time series       the curves of `scalars`, and every picture
+    Custom scalars    a band for each rule, its truth interval, and its threshold as a line
+    Images            `loads`: layers by experts now; each layer's experts over time
+    HParams           `hparams`: config against final states
+    Text              the rules
+
+TensorBoard follows only the newest event file of a directory: a trainer that writes event files of its own
+should do so in another one, or give this sink one: `TensorBoardSink("runs/demo/rules")`.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import os
-import uuid
-from collections.abc import Iterable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ..errors import HistoryError
 from ..hookspecs import hookimpl
-from ..records import Records, Run
+from ..records import Records, Run, Schema
+from .events import SUFFIX, EventFile, proto
+from .hparams import Standing, session_start, settings
+from .loads import Loads
 from .scalars import ScalarTable, Thin, describe_rules
 
-SUFFIX = ".moe_rules"
+PICTURE_EVERY = 1.1  # times the rows of the last: never a tenth of the run old, 100 in a million rows
+BANDS = {"risk": "Risks: TRUE is bad", "health": "Health: FALSE is bad", None: "Watched"}
 
 logger = logging.getLogger("moe_rules_callback")
 
 
-def proto(name: str) -> Any:
-    """tensorboardX.proto.<name>_pb2, whose classes are made when it is first imported."""
-    return import_module(f"tensorboardX.proto.{name}_pb2")
-
-
-class EventFile:
-    """A new event file in a directory; events are in it as soon as a method returns.
-
-    The file's name is unique: names of tensorboardX alone clash within a second.
-    """
-
-    def __init__(self, logdir: str | Path) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-
-        Path(logdir).mkdir(parents=True, exist_ok=True)
-        suffix = f".{os.getpid()}.{uuid.uuid4().hex[:8]}{SUFFIX}"
-        self._writer = EventsWriter(str(Path(logdir) / "events"), suffix)
-
-    def event(self, step: int, wall_time: float, **content: Any) -> None:
-        """Writes one `Event` proto; `content` is its `summary` or `session_log`."""
-        event = proto("event").Event(step=step, wall_time=wall_time, **content)
-        self._writer.write_event(event)
-
-    def scalars(self, step: int, wall_time: float, scalars: Iterable[tuple[str, float]]) -> None:
-        """Writes scalars as one event: a fraction of the cost of an event each."""
-        Summary = proto("summary").Summary
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars]
-        self.event(step, wall_time, summary=Summary(value=values))
-
-    def flush(self) -> None:
-        """Until the disk has it (fsync)."""
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Flushes and closes."""
-        self._writer.close()
-
-
 class TensorBoardSink:
-    """Writes scalars, a band chart for every rule, and the rules as text.
+    """Writes scalars, band charts, pictures of loads, hyperparameters and the rules as text.
 
     A second run into a directory goes to `audit-2` (`-3`, ..) below it, since TensorBoard would draw
-    both as one zigzag. With `resume=True` the newest of them is continued, and TensorBoard drops
-    what it holds from the first new step on.
+    both as one zigzag. With `resume=True` the newest of them is continued, and TensorBoard drops the
+    curves that it holds from the first new step on. The pictures begin again with the resumed rows.
 
     Args:
         logdir: where to write; None: the log directory of the run.
@@ -91,34 +58,68 @@ class TensorBoardSink:
             )
         self._file = EventFile(_directory(Path(wanted), run.resume))
         self._table, self._thin = ScalarTable(run.schema), Thin()
-        self._begun = False
-        self._resume = run.resume
+        rules = zip(run.schema.rules, self._table.rules, strict=True)
+        self._thresholds = [(f"rules/{name}/threshold", rule.threshold) for rule, name in rules]
+        self._standing, self._loads = Standing(run.schema), Loads(run.schema)
+        self._drawn = 0  # rows in the last pictures
+        self._last: tuple[int, float] | None = None  # step and time of the last row
+        self._run = run
 
     @hookimpl
     def on_records(self, records: Records) -> None:
-        if not self._begun and len(records):
+        if not len(records):
+            return
+        if self._last is None:
             self._begin(records)
-            self._begun = True
+        self._last = int(records.step[-1]), float(records.wall_time[-1])
         values = self._table.values(records)
         for row in self._thin(records):
             scalars = zip(self._table.tags, values[row].tolist(), strict=True)
             self._file.scalars(int(records.step[row]), float(records.wall_time[row]), scalars)
+        self._file.scalars(*self._last, [*self._thresholds, *self._standing(records)])
+        self._loads.add(records)
+        if self._loads.rows >= PICTURE_EVERY * self._drawn:
+            self._draw()
         self._file.flush()
 
     @hookimpl
     def on_train_end(self, run: Run) -> None:
+        if self._loads.rows > self._drawn:
+            self._draw()
         self._file.close()
 
     def _begin(self, records: Records) -> None:
         from tensorboardX import summary
 
         step, wall_time = int(records.step[0]), float(records.wall_time[0])
-        if self._resume:  # TensorBoard forgets the steps from here on that an earlier file holds
+        if self._run.resume:  # TensorBoard forgets the steps from here on that an earlier file holds
             session_log = proto("event").SessionLog
             self._file.event(step, wall_time, session_log=session_log(status=session_log.START))
-        bands = {rule: ["Margin", list(tags)] for rule, tags in self._table.bands.items()}
-        self._file.event(step, wall_time, summary=summary.custom_scalars({"rules": bands}))
+        self._file.scalars(step, wall_time, self._thresholds)  # where their lines begin; each flush draws on
+        self._file.event(step, wall_time, summary=_layout(records.schema, self._table))
         self._file.event(step, wall_time, summary=summary.text("rules", describe_rules(records.schema)))
+        self._file.event(step, wall_time, summary=session_start(settings(self._run), wall_time))
+
+    def _draw(self) -> None:
+        assert self._last is not None
+        if pictures := self._loads.pictures():
+            self._file.images(*self._last, pictures)
+        self._drawn = self._loads.rows
+
+
+def _layout(schema: Schema, table: ScalarTable) -> Any:
+    """The `Summary` that tells the custom scalars dashboard what to draw."""
+    charts = {kind: [] for kind in BANDS}
+    for rule, name in zip(schema.rules, table.rules, strict=True):
+        curves = [table.bands[rule.name], (f"rules/{name}/threshold",) * 3]
+        series = [dict(zip(("value", "lower", "upper"), tags, strict=True)) for tags in curves]
+        charts[rule.kind].append({"title": rule.name, "margin": {"series": series}})
+    categories = [{"title": BANDS[kind], "chart": some} for kind, some in charts.items() if some]
+    content = proto("layout").Layout(category=categories).SerializeToString()
+    tensor = {"dtype": "DT_STRING", "tensor_shape": {}, "string_val": [content]}
+    metadata = {"plugin_data": {"plugin_name": "custom_scalars"}}
+    value = {"tag": "custom_scalars__config__", "tensor": tensor, "metadata": metadata}
+    return proto("summary").Summary(value=[value])
 
 
 def _directory(logdir: Path, resume: bool) -> Path:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import json
-import socket
-import subprocess
-import sys
+import itertools
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +38,11 @@ def test_every_value_comes_back(tmp_path):
     fake.feed(TensorBoardSink(), records, fake.make_run(tmp_path))
     accumulator = read(tmp_path)
     table = ScalarTable(records.schema)
-    assert set(accumulator.Tags()["scalars"]) == set(table.tags)
+    of_flushes = {
+        *(f"rules/{rule.name}/threshold" for rule in fake.RULES),
+        *(f"{what}/{rule.name}" for what in ("final", "fired") for rule in fake.RULES),
+    }
+    assert set(accumulator.Tags()["scalars"]) == {*table.tags, *of_flushes}
     for tag, values in zip(table.tags, table.values(records).T, strict=True):
         events = accumulator.Scalars(tag)
         assert [event.step for event in events] == records.step.tolist()
@@ -59,19 +57,43 @@ def test_values_are_there_after_every_flush(tmp_path):
     sink.on_train_end(run)
 
 
-def test_layout_draws_a_band_for_every_rule(tmp_path):
-    schema = fake.make_schema(rules=(*fake.RULES, fake.Rule("an odd/name!", fake.CONFIDENT)))
+def test_layout_draws_a_band_and_a_threshold_for_every_rule(tmp_path):
+    odd = fake.Rule("an odd/name!", fake.CONFIDENT, 0.6, kind="health")
+    schema = fake.make_schema(rules=(*fake.RULES, odd))
     fake.feed(TensorBoardSink(), fake.make_records(3, schema), fake.make_run(tmp_path, schema))
     accumulator = read(tmp_path)
-    (category,) = layout_of(accumulator).category
-    assert category.title == "rules"
-    assert [chart.title for chart in category.chart] == [rule.name for rule in schema.rules]
-    for chart in category.chart:
-        (series,) = chart.margin.series
-        tags = [series.value, series.lower, series.upper]
-        assert len(set(tags)) == 3
-        assert set(tags) <= set(accumulator.Tags()["scalars"])
-    assert category.chart[1].margin.series[0].lower == "rules/load_imbalance/lower"
+    categories = {each.title: each.chart for each in layout_of(accumulator).category}
+    assert list(categories) == ["Risks: TRUE is bad", "Health: FALSE is bad", "Watched"]
+    for chart, rule in zip(categories["Risks: TRUE is bad"], (fake.RULES[1], fake.RULES[4]), strict=True):
+        assert chart.title == rule.name
+        band, threshold = chart.margin.series
+        curves = [f"rules/{rule.name}/{curve}" for curve in ("value", "lower", "upper", "threshold")]
+        assert [band.value, band.lower, band.upper, threshold.value] == curves
+        assert threshold.value == threshold.lower == threshold.upper
+        assert {event.value for event in accumulator.Scalars(threshold.value)} == {np.float32(rule.threshold)}
+    (chart,) = categories["Health: FALSE is bad"]
+    assert chart.title == odd.name
+    assert {tag for each in chart.margin.series for tag in (each.value, each.lower, each.upper)} <= set(
+        accumulator.Tags()["scalars"]
+    )
+
+
+def test_thresholds_are_drawn_over_all_steps_so_far(tmp_path):
+    fake.feed(TensorBoardSink(), fake.make_records(200), fake.make_run(tmp_path), batch=50)
+    events = read(tmp_path).Scalars("rules/load_imbalance/threshold")
+    assert [event.step for event in events] == [0, 49, 99, 149, 199]
+
+
+def test_a_killed_run_stands_where_its_last_flush_left_it(tmp_path):
+    sink, records, run = TensorBoardSink(), fake.make_records(200), fake.make_run(tmp_path)
+    fake.feed(sink, records, run, batch=50, end=False)
+    accumulator = read(tmp_path)
+    sink.on_train_end(run)
+    assert accumulator.SummaryMetadata("_hparams_/session_start_info").plugin_data.plugin_name == "hparams"
+    for rule, state in zip(fake.RULES, records.state[-1].tolist(), strict=True):
+        assert accumulator.Scalars(f"final/{rule.name}")[-1].value == state
+    true = (records.state[:, 4] == 1).mean()  # a risk without a warm-up
+    assert accumulator.Scalars("fired/underutilized_experts")[-1].value == pytest.approx(true)
 
 
 def test_rules_are_there_as_text(tmp_path):
@@ -85,6 +107,51 @@ def test_long_runs_are_thinned(tmp_path):
     records.state[:] = 0
     fake.feed(TensorBoardSink(), records, fake.make_run(tmp_path, records.schema))
     assert len(read(tmp_path).Scalars("signals/loss")) == 1_000
+
+
+def drawn(accumulator: EventAccumulator) -> list[int]:
+    """Steps with pictures of loads."""
+    return [event.step for event in accumulator.Tensors("experts_by_layer")]
+
+
+def test_pictures_become_rarer(tmp_path):
+    records = fake.make_records(3_000, fake.make_schema(rules=fake.RULES[:1]))
+    fake.feed(TensorBoardSink(), records, fake.make_run(tmp_path, records.schema), batch=10)
+    steps = drawn(read(tmp_path))
+    assert steps[:10] == list(range(9, 100, 10))  # a flush each
+    assert steps[-1] == 2_999
+    ratios = [(later + 1) / (step + 1) for step, later in itertools.pairwise(steps[9:-1])]
+    assert min(ratios) >= 1.1
+    assert max(ratios) < 1.25
+
+
+def test_every_layer_has_a_picture_that_says_how_to_read_it(tmp_path):
+    fake.feed(TensorBoardSink(), fake.make_records(10), fake.make_run(tmp_path))
+    accumulator = read(tmp_path)
+    tags = ("experts_by_layer", "experts_over_time/block_0/moe", "experts_over_time/block_1/moe")
+    for tag in tags:
+        (event,) = accumulator.Tensors(tag)
+        width, height, png = event.tensor_proto.string_val
+        assert png[:8] == b"\x89PNG\r\n\x1a\n"
+        assert (int(width), int(height)) == (
+            int.from_bytes(png[16:20], "big"),
+            int.from_bytes(png[20:24], "big"),
+        )
+        metadata = accumulator.SummaryMetadata(tag)
+        assert metadata.plugin_data.plugin_name == "images"
+        assert "dark blue a tenth or less" in metadata.summary_description
+
+
+def test_without_a_router_there_are_no_pictures(tmp_path):
+    schema = fake.make_schema(experts=0)
+    fake.feed(TensorBoardSink(), fake.make_records(10, schema), fake.make_run(tmp_path, schema))
+    assert not any(tag.startswith("experts") for tag in read(tmp_path).Tags()["tensors"])
+
+
+def test_a_run_without_rows_writes_nothing(tmp_path):
+    fake.feed(TensorBoardSink(), fake.make_records(0), fake.make_run(tmp_path))
+    tags = read(tmp_path).Tags()
+    assert tags["scalars"] == tags["tensors"] == []
 
 
 def test_a_second_run_goes_beside_the_first(tmp_path, caplog):
@@ -104,6 +171,8 @@ def test_resume_makes_tensorboard_forget_what_is_replaced(tmp_path, monkeypatch)
     accumulator = read(tmp_path)
     events = accumulator.Scalars("signals/loss")
     assert [event.step for event in events] == list(range(60))
+    assert drawn(accumulator) == [49, 59]  # pictures stay
+    assert [event.step for event in accumulator.Scalars("final/load_imbalance")] == [59]
     want = np.concatenate([first.loss[:30], second.loss[30:]])
     np.testing.assert_array_equal(np.array([event.value for event in events], np.float32), want)
 
@@ -119,41 +188,3 @@ def test_files_of_the_same_second_do_not_clash(tmp_path):
 def test_it_needs_somewhere_to_write():
     with pytest.raises(HistoryError, match=r"the run has no log directory. Pass logdir="):
         TensorBoardSink().on_train_start(fake.make_run())
-
-
-@pytest.mark.slow
-def test_the_server_serves_bands_and_curves(tmp_path):
-    records = fake.make_records(20)
-    fake.feed(TensorBoardSink(), records, fake.make_run(tmp_path / "demo"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path), "--port", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-    def get(path: str):
-        """Waits until the server is up and has read the run."""
-        for _ in range(120):
-            with (
-                contextlib.suppress(urllib.error.URLError, ConnectionError),
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/data/plugin/{path}", timeout=10) as answer,
-            ):
-                if content := json.load(answer):
-                    return content
-            time.sleep(0.5)
-        raise AssertionError(f"no answer to {path}")
-
-    try:
-        layout = get("custom_scalars/layout")
-        charts = layout["category"][0]["chart"]
-        assert [chart["title"] for chart in charts] == [rule.name for rule in fake.RULES]
-        series = charts[0]["margin"]["series"][0]
-        curve = get(f"scalars/scalars?run=demo&tag={series['lower']}")
-        values = np.array([value for _, _, value in curve], np.float32)
-        np.testing.assert_array_equal(values, records.truth[:, 0, 0])
-    finally:
-        server.kill()
-        server.wait()
