@@ -2,7 +2,7 @@
 
     python -m benchmarks.reference_step [--rules nano_moe] [--rounds 30] [--steps 20]
 
-Three loops take turns, so that a machine whose speed drifts slows all of them alike:
+Three loops take turns:
 
     bare      the training step alone
     inside    the audit rides in the step and is drained after it
@@ -18,7 +18,6 @@ import argparse
 import functools
 import logging
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +28,8 @@ from moe_rules_callback import RuleAuditCallback
 from reference.config import Config
 from reference.data import load_corpus
 from reference.train import create, learn, make_step
+
+from .turns import print_ratios, take_turns
 
 
 def loops(
@@ -97,24 +98,10 @@ def main() -> None:
     logging.getLogger("moe_rules_callback").setLevel(logging.ERROR)  # alerts are not the point here
     with tempfile.TemporaryDirectory() as logdir:
         runs, audits = loops(Config(rules=options.rules), logdir)
-        for run in runs.values():
-            run(options.steps)  # compiles
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(options.rounds):
-            for name, run in runs.items():
-                began = time.perf_counter()
-                run(options.steps)
-                seconds[name].append((time.perf_counter() - began) / options.steps)
+        seconds = take_turns(runs, options.rounds, options.steps)
         for audit in audits:
             audit.close()
-    bare = np.array(seconds["bare"])
-    print(
-        f"{options.rules}, {options.rounds} rounds of {options.steps} steps, {jax.devices()[0].device_kind}"
-    )
-    print(f"{'':8}{'ms a step':>12}{'ratio to bare: median':>24}{'quartiles':>18}")
-    for name, times in seconds.items():
-        low, ratio, high = np.quantile(np.array(times) / bare, [0.25, 0.5, 0.75])
-        print(f"{name:8}{np.median(times) * 1e3:12.2f}{ratio:24.3f}{f'{low:.3f} .. {high:.3f}':>18}")
+    print_ratios(f"{options.rules}, {options.rounds} rounds of {options.steps} steps", seconds)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .formula import Rule
-from .records import Records, Schema, State
+from .records import Records, Schema, fires_in
 from .syntax_hints import blank_comments
 
 log = logging.getLogger("moe_rules_callback")
@@ -59,10 +59,7 @@ def warm(records: Records) -> np.ndarray:
 
 def firing(records: Records) -> np.ndarray:
     """bool [n, R]: the rule fires in the row."""
-    risk = np.array([rule.kind == "risk" for rule in records.schema.rules], bool)
-    health = np.array([rule.kind == "health" for rule in records.schema.rules], bool)
-    fires = np.where(risk, records.state == State.TRUE, health & (records.state == State.FALSE))
-    return warm(records) & fires
+    return warm(records) & (records.state == fires_in(rule.kind for rule in records.schema.rules))
 
 
 class Watch:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .formula import Rule
+from .formula import Rule, RuleKind
 from .predicates import Predicate
 
 
@@ -29,6 +29,12 @@ class State(IntEnum):
     TRUE = 1
     UNKNOWN = 2
     CONTRADICTORY = 3
+
+
+def fires_in(kinds: Iterable[RuleKind]) -> np.ndarray:
+    """int8 [R]: the state in which rules of these kinds fire; -2, which is none, without a kind."""
+    states = {"risk": State.TRUE, "health": State.FALSE}
+    return np.array([-2 if kind is None else states[kind] for kind in kinds], np.int8)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .history import open_history, records_to_dataset
 from .logs import Log, SignalMapping, map_columns, read_log
 from .replay import Replay
+from .rulebook import load_rules
 from .sinks.zarr import stores
 
 if TYPE_CHECKING:
@@ -45,13 +46,22 @@ class Recording:
             return Replay.of_history(self.history, rules)
         assert self.log is not None
         assert self.mapping is not None
-        return Replay(self.mapping.metrics, rules, steps=self.log.steps, top_k=self.mapping.top_k)
+        book = load_rules(rules)
+        if self.counts_epochs:
+            book = replace(book, rules=tuple(replace(rule, warmup=0) for rule in book.rules))
+        return Replay(self.mapping.metrics, book, steps=self.log.steps, top_k=self.mapping.top_k)
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether rows are epochs, so that the warm-ups of rules, which are steps, do not apply."""
+        return self.log is not None and "epoch" in self.log.step_column.lower()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What was repaired, left out or assumed."""
         log = self.log.notes if self.log else ()
-        return log + (self.mapping.notes if self.mapping else ())
+        epochs = ("rows are epochs: warm-ups of rules, which count steps, are left out",)
+        return log + (self.mapping.notes if self.mapping else ()) + (epochs if self.counts_epochs else ())
 
 
 def open_run(path: str | Path, rules: Source = None, **options: Any) -> xr.Dataset:
@@ -97,9 +107,9 @@ def read_recording(
     log = read_log(path, format=format, step=step)
     mapping = map_columns(log, map, experts=experts, top_k=top_k)
     columns = {each.column: each.target for each in mapping.assignments}
-    notes = [*log.notes, *mapping.notes]
-    config = {"replay_of": str(path), "step_column": log.step_column, "columns": columns, "notes": notes}
-    return Recording(log=log, mapping=mapping, config=config)
+    config = {"replay_of": str(path), "step_column": log.step_column, "columns": columns}
+    found = Recording(log=log, mapping=mapping, config=config)
+    return replace(found, config=config | {"notes": list(found.notes)})
 
 
 def is_history(path: str | Path) -> bool:

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .formula import SEVERITIES, RuleKind, Severity
-from .records import State
+from .records import State, fires_in
 from .syntax_hints import blank_comments
 
 if TYPE_CHECKING:
     import xarray as xr
 
 ROWS = 2**16  # read at once: all layers of a long run may not fit in memory
-FIRES = {"risk": State.TRUE, "health": State.FALSE, None: None}
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,7 @@ class Verdict:
     @property
     def rows_fired(self) -> int:
         """Rows in which it fired."""
-        fires = FIRES[self.kind]
-        return 0 if fires is None else self.counts[fires]
+        return self.counts.get(State(fires_in([self.kind])[0]), 0) if self.kind else 0
 
     @property
     def share(self) -> float:
@@ -147,8 +145,7 @@ def verdicts(dataset: xr.Dataset) -> tuple[Verdict, ...]:
     step = dataset["step"].values
     state = dataset["state"].transpose("step", "rule").values
     judged = step[:, None] >= np.array([rules[name]["warmup"] for name in names], np.int64)
-    fires = np.array([-2 if (f := FIRES[rules[name]["kind"]]) is None else f for name in names], np.int8)
-    firing = judged & (state == fires)
+    firing = judged & (state == fires_in(rules[name]["kind"] for name in names))
     layers = _worst_layers(dataset, [rules[name]["kind"] for name in names], judged, firing)
     truth = dataset["truth"].isel(step=slice(-1, None)).transpose("step", "rule", "bound").values
     found = []

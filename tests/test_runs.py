@@ -15,6 +15,7 @@ from moe_rules_callback.history import open_history, records_to_dataset
 from moe_rules_callback.replay import replay
 from moe_rules_callback.runs import is_history, open_run
 from moe_rules_callback.sinks.zarr import ZarrSink
+from moe_rules_callback.verdicts import verdicts
 
 RULES = {"decided": "0.75 :: low_router_entropy", "uneven": "0.75 :: high_load_cv"}
 ROWS = 40
@@ -63,7 +64,16 @@ def test_it_keeps_how_the_log_was_read(log: Path):
         "utilization": "expert_load",
         "metrics.loss": "-",
     }
-    assert config["notes"] == ["experts per token are not known: 1 is assumed; say --top-k K if it is more"]
+    assert config["notes"] == [
+        "experts per token are not known: 1 is assumed; say --top-k K if it is more",
+        "rows are epochs: warm-ups of rules, which count steps, are left out",
+    ]
+
+
+def test_warm_ups_do_not_apply_to_epochs(log: Path):
+    run = open_run(log)
+    assert run.step.values[-1] < 100
+    assert {verdict.rows for verdict in verdicts(run)} == {run.sizes["step"]}
 
 
 def test_a_rule_of_ones_own_over_a_signal_that_the_log_lacks(log: Path):

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from ..errors import HistoryError
-from ..records import State
-from ..verdicts import FIRES
+from ..formula import RuleKind
+from ..records import State, fires_in
 from .style import ALARM, QUIET, label, new_figure, style
 from .thinning import Thinned, rows_of, thin
 
@@ -31,7 +31,7 @@ STATES = {
 }
 WARMUP: dict[str, Any] = {"facecolor": "none", "edgecolor": "#777777", "hatch": "////", "linewidth": 0}
 BAND, STRIP = (0.12, 0.66), (0.69, 0.9)  # of a row of height 1, from above
-KINDS: dict[str | None, str] = {
+KINDS: dict[RuleKind, str] = {
     "risk": "Risks fire when TRUE",
     "health": "Health rules fire when FALSE",
     None: "Rules that are only watched",
@@ -52,7 +52,9 @@ def plot_timeline(history: xr.Dataset) -> Figure:
     history = rows_of(history)
     step = history["step"].values
     told: dict[str, dict[str, Any]] = json.loads(history.attrs["rules"])
-    groups = {kind: [rule for rule in told if told[rule]["kind"] == kind] for kind in KINDS}
+    groups: dict[RuleKind, list[str]] = {
+        kind: [rule for rule in told if told[rule]["kind"] == kind] for kind in KINDS
+    }
     rules = [rule for group in groups.values() for rule in group]
     if not rules:
         raise HistoryError("The history holds no rules: only signals were recorded.")
@@ -69,7 +71,7 @@ def plot_timeline(history: xr.Dataset) -> Figure:
         for rule in group:
             state, warmup = states[len(tops)], told[rule]["warmup"]
             judged = step >= warmup
-            fired = judged & (state == FIRES[told[rule]["kind"]]) if kind else np.zeros(len(step), bool)
+            fired = judged & (state == fires_in([kind]))
             parts = thin(step, np.stack([*(state == one for one in STATES), fired], axis=1))
             rows = parts.rows
             _draw_states(axes, top, parts)
@@ -126,6 +128,8 @@ def _note(
         return "not judged"
     if fired.any():
         return f"fired in {_percent(fired.sum() / judged.sum())}, first at {step[fired.argmax()]:,}"
+    if not (judged & np.isin(state, (State.TRUE, State.FALSE))).any():
+        return "never decided"
     if kind:
         return "did not fire"
     return f"TRUE in {_percent((judged & (state == State.TRUE)).sum() / judged.sum())}"

@@ -43,7 +43,7 @@ rule = "0.75 :: high_router_entropy"
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     rows = [
-        {"epoch": epoch, "entropy": 1.3, "utilization": [0.97, 0.01, 0.01, 0.01], "loss": 2.5}
+        {"step": epoch, "entropy": 1.3, "utilization": [0.97, 0.01, 0.01, 0.01], "loss": 2.5}
         for epoch in range(40)
     ]
     path = tmp_path / "log.jsonl"

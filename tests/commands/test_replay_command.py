@@ -32,7 +32,7 @@ def log(tmp_path: Path) -> Path:
     rows = []
     for epoch in range(40):
         load = [0.97, 0.01, 0.01, 0.01] if epoch >= 20 else [0.25] * 4
-        rows.append({"epoch": epoch, "entropy": 1.3, "utilization": load, "metrics": {"loss": 2.5}})
+        rows.append({"step": epoch, "entropy": 1.3, "utilization": load, "metrics": {"loss": 2.5}})
     path = tmp_path / "training_log.txt"
     path.write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "rules.toml").write_text(RULES)
@@ -45,7 +45,7 @@ def test_it_shows_the_mapping_writes_a_history_and_prints_verdicts(
     assert main(["replay", str(log), "--rules", str(log.parent / "rules.toml")]) == 0
     printed, error = capsys.readouterr()
     assert error == ""
-    assert f"{log}: 40 rows, steps 0 to 39 of 'epoch'" in printed
+    assert f"{log}: 40 rows, steps 0 to 39 of 'step'" in printed
     assert "entropy       router_entropy  nats    its name; up to 1.300, at most ln 4 = 1.386" in printed
     assert (
         "one_expert: fired in 20 of 40 rows (50 %), first at step 20, last at 39, worst in layer" in printed

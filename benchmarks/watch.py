@@ -1,0 +1,140 @@
+"""What `audit.watch` adds to a training step, as a ratio within one run, and what one delivery costs.
+
+    python -m benchmarks.watch [--rules nano_moe] [--layers 8] [--rounds 60] [--steps 8] [--cpu]
+
+The model is scanned and rematerialised. Three loops take turns: the step, the step again, for the noise of
+the machine, and the step whose loss is watched, with `on_step` and files. A turn ends when its rows are done.
+`--cpu` counts the processor time of all threads in the place of wall time: for a machine with other users.
+
+Then microseconds of one delivery; the tenth is nearer to what a quiet machine takes than the median:
+
+    callback  on the runtime's thread, while the device waits: a function that delivers, less one without
+    row       on the watch thread, beside the step: the arrays made a row, and the row audited
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe_rules_callback import RuleAuditCallback
+from moe_rules_callback.tracing.watch import _send, watch
+from moe_rules_callback.watched import Watched
+
+from .moe import TOP_K, WIDTH, loss_of, parameters, scanned, unrolled
+from .turns import print_ratios, take_turns
+
+BATCH, TIME = 2, 128
+DELIVERIES = 300
+
+
+def settle(audit: RuleAuditCallback) -> None:
+    """Wait for rows without sending them to the sinks before their time, as `flush` would."""
+    jax.effects_barrier()
+    if audit._watched is not None:
+        audit._watched._tasks.join()
+    if audit._delivery is not None:
+        audit._delivery.wait(60)
+    jax.block_until_ready(jax.tree.leaves(audit._latest))
+
+
+def runner(
+    loss_fn: Callable[..., Any], layers: int, audit: RuleAuditCallback | None = None
+) -> Callable[[int], None]:
+    """Takes so many steps of gradient descent."""
+    x = jax.random.normal(jax.random.key(1), (BATCH, TIME, WIDTH))
+
+    def step(params: Any, x: jax.Array) -> Any:
+        loss, grads = jax.value_and_grad(loss_fn)(params, x)
+        return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), loss
+
+    jitted = jax.jit(step, donate_argnums=0)
+    holder = [parameters(layers)]
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            holder[0], loss = jitted(holder[0], x)
+            if audit is not None:
+                audit.on_step({"loss": loss})
+        jax.block_until_ready(holder[0])
+        if audit is not None:
+            settle(audit)
+
+    return run
+
+
+def deliveries(rules: str, layers: int, model: Any) -> dict[str, np.ndarray]:
+    """Microseconds of the two parts of a delivery."""
+    args, loss_fn, given = (parameters(layers), jnp.ones((1, 1, WIDTH))), loss_of(model), []
+    with RuleAuditCallback(rules, top_k=TOP_K) as audit:
+        watched = watch(
+            loss_fn, ask=audit.audit.statistics, deliver=lambda *of: given.append(of), top_k=TOP_K
+        )
+        jax.block_until_ready(jax.jit(jax.grad(watched))(*args))
+        jax.effects_barrier()
+        reduced, arrays = given[0]
+
+        def sending(arrays: Any) -> Any:
+            _send(lambda _: None, arrays)
+            return 2 * arrays[0]
+
+        functions = {"plain": jax.jit(lambda arrays: 2 * arrays[0]), "sending": jax.jit(sending)}
+        rows = Watched(1, audit._take)
+
+        def call(name: str) -> None:
+            jax.block_until_ready(functions[name](arrays))
+            jax.effects_barrier()
+
+        def row(_: int) -> None:
+            rows.deliver(reduced, arrays)
+            rows.hook({"loss": 1.0}, None)
+            rows._tasks.join()
+            jax.block_until_ready(jax.tree.leaves(audit._latest))
+
+        calls = {name: lambda _, name=name: call(name) for name in functions}
+        seconds = take_turns({**calls, "row": row}, DELIVERIES, 1)
+    return {"callback": 1e6 * (seconds["sending"] - seconds["plain"]), "row": 1e6 * seconds["row"]}
+
+
+def main() -> None:
+    """Print two tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rules", default="nano_moe")
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=8, help="steps a turn")
+    parser.add_argument("--cpu", action="store_true", help="processor time in the place of wall time")
+    options = parser.parse_args()
+    logging.getLogger("moe_rules_callback").setLevel(logging.ERROR)  # alerts are not the point here
+    loss_fn, layers = loss_of(scanned), options.layers
+    with (
+        tempfile.TemporaryDirectory() as logdir,
+        RuleAuditCallback(options.rules, top_k=TOP_K, logdir=logdir) as audit,
+    ):
+        runs = {
+            "bare": runner(loss_fn, layers),
+            "again": runner(loss_fn, layers),
+            "watched": runner(audit.watch(loss_fn), layers, audit),
+        }
+        clock = time.process_time if options.cpu else time.perf_counter
+        seconds = take_turns(runs, options.rounds, options.steps, clock)
+    title = f"{options.rules}, {layers} layers, {options.rounds} rounds of {options.steps} steps"
+    print_ratios(title + (", processor time" if options.cpu else ""), seconds)
+    print(f"\n{'us a delivery':20}{'callback: tenth':>16}{'median':>8}{'row: tenth':>16}{'median':>8}")
+    for model in (scanned, unrolled):
+        parts = deliveries(options.rules, layers, model)
+        low, mid = ({name: np.quantile(x, q) for name, x in parts.items()} for q in (0.1, 0.5))
+        figures = f"{low['callback']:16.0f}{mid['callback']:8.0f}{low['row']:16.0f}{mid['row']:8.0f}"
+        print(f"{f'{layers} {model.__name__}':20}{figures}")
+
+
+if __name__ == "__main__":
+    main()
