@@ -107,7 +107,7 @@ class Replay:
         if not history.sizes["step"]:
             raise HistoryError("there is nothing to replay: the history has no rows.")
         return cls(
-            _metrics(history),
+            metrics_of(history),
             own_rules(history) if rules is None else rules,
             steps=history["step"].values,
             wall_time=history["wall_time"].values,
@@ -156,7 +156,7 @@ def _as_array(value: Any) -> np.ndarray:
     return array.astype(np.float32) if array.dtype.kind == "f" else array
 
 
-def _metrics(history: xr.Dataset) -> dict[str, Any]:
+def metrics_of(history: xr.Dataset) -> dict[str, Any]:
     """What a history holds, as metrics: scalars of the model, signals by layer, loads of experts."""
     told = json.loads(history.attrs["signals"])
     # What looks back on others is computed again: its windows are a part of the state.

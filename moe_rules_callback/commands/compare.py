@@ -1,0 +1,69 @@
+"""`moe-rules compare RUN RUN`: which rule parts ways first."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="the same rules of two runs side by side",
+        description="Compare two runs: how often each rule was in which state, where its states part ways, "
+        "which of its signals had parted by then, and which rule is the first.",
+        epilog="example: moe-rules compare runs/old runs/new --by fraction",
+    )
+    for name in ("a", "b"):
+        parser.add_argument(name, type=Path, metavar="RUN", help="log directory, audit.zarr, or any log")
+    parser.add_argument(
+        "--by",
+        choices=("step", "fraction"),
+        default="step",
+        help="align by step, or by the fraction of either run's last step (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--patience",
+        type=_rows,
+        default=32,
+        metavar="ROWS",
+        help="rows for which a difference must last (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rules", metavar="RULES", help="judge both runs by these: a TOML file or a shipped book"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument(
+        "--out", type=_picture, metavar="FILE", help="draw the rules that part ways, as .png or .svg"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..compare import compare
+    from ..runs import open_run
+
+    a, b = (open_run(path, options.rules) for path in (options.a, options.b))
+    names = (str(options.a), str(options.b))
+    found = compare(a, b, options.by, patience=options.patience, names=names)
+    print(json.dumps(found.to_dict(), indent=2, allow_nan=False) if options.json else found)
+    if options.out:
+        from ..compare.plot import plot_comparison
+
+        plot_comparison(a, b, found, options.out)
+    return 0
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"{text!r} ends neither in .png nor in .svg")
+    return path
+
+
+def _rows(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 1")
+    return int(text)

@@ -1,0 +1,40 @@
+"""`moe-rules explain RUN`: why a rule says what it says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "explain",
+        help="why a rule says what it says at a step, and what would have changed it",
+        description="Explain a rule at a step: the truth of its parts, the worst layer with its busiest and "
+        "idlest expert, and the smallest change of a signal that would have given it another state.",
+        epilog="example: moe-rules explain runs/demo --rule load_imbalance --step 120",
+    )
+    parser.add_argument("path", type=Path, metavar="RUN", help="log directory, audit.zarr, or any log")
+    parser.add_argument("--rule", metavar="R", help="its name (default: the first that fired)")
+    parser.add_argument(
+        "--step",
+        type=int,
+        metavar="N",
+        help="nearest recorded step (default: where it first fired, else the last)",
+    )
+    parser.add_argument(
+        "--rules", metavar="RULES", help="judge the run by these: a TOML file or a shipped book"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..explain import explain
+    from ..runs import open_run
+
+    told = explain(open_run(options.path, options.rules), options.rule, options.step)
+    print(json.dumps(told.to_dict(), indent=2, allow_nan=False) if options.json else told)
+    return 0
