@@ -70,7 +70,7 @@ class Audit:
         self._manager = plugin_manager or plugins.get_plugin_manager()
         self.top_k, self._layer_axis = top_k, layer_axis
         book = load_rules(rules)
-        given = plugins.contributions(self._manager, "provide_rules")
+        given = {} if book.complete else plugins.contributions(self._manager, "provide_rules")
         added = load_rules(given).rules
         if twice := {rule.name for rule in book.rules} & given.keys():
             raise PluginError(f"a plugin and the rules both name a rule '{twice.pop()}'. Rename yours.")

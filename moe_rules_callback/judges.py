@@ -7,13 +7,14 @@ every layer, so that judging is one gather and one sigmoid, however many predica
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .predicates import Predicate
-from .signals import Signal, WindowSignal
+from .signals import Signal, WindowSignal, shipped
 from .temporal import UNKNOWN
 from .trends import Function, Lookbacks, rising, spike_score, steadiness
 
@@ -76,6 +77,16 @@ class Judges:
         truth = jax.nn.sigmoid(jnp.stack([centre - width, centre + width], axis=-1))
         truth = jnp.where(jnp.isfinite(x)[..., None], truth, UNKNOWN)
         return state, truth, ~jnp.isfinite(signals[self._sources])
+
+
+def explicit(predicate: Predicate, signal: Signal, experts: int, k: int) -> Predicate:
+    """The predicate with the ramp of a plugin's signal written out, for when the plugin is not there."""
+    if predicate.offset is not None or predicate.sense in TRENDS or signal.ramps is None:
+        return predicate
+    if predicate.signal in shipped():
+        return predicate
+    slope, offset, margin = ramp_of(predicate, signal, experts, k)
+    return replace(predicate, slope=abs(slope), offset=offset, margin=margin)
 
 
 def _by_history(predicate: Predicate, signal: Signal) -> bool:

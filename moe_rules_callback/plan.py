@@ -21,7 +21,7 @@ import numpy as np
 from . import logic
 from .errors import MetricsError, MissingSignalError
 from .formula import Rule
-from .judges import Judges
+from .judges import Judges, explicit
 from .metrics import ROUTER_METRICS, Routers
 from .program import Program
 from .records import Schema, SignalInfo
@@ -87,7 +87,10 @@ class Plan:
             layers=tuple(name for names in groups.values() for name in names) or ("model",),
             experts=min(width, max_experts),
             routers=tuple(size for size, names in groups.items() for _ in names),
-            predicates=dict(zip(self._program.atoms, predicates, strict=True)),
+            predicates={
+                name: explicit(predicate, vocabulary.signals[predicate.signal], *sizes[0])
+                for name, predicate in zip(self._program.atoms, predicates, strict=True)
+            },
         )
         self._threshold = np.array([rule.threshold for rule in found], np.float32)
         self._risk = np.array([rule.kind == "risk" for rule in found], bool)

@@ -133,6 +133,7 @@ def own_rules(history: xr.Dataset) -> Rulebook:
         "history",
         tuple(_rule(name, told) for name, told in rules.items()),
         {name: Predicate(**told) for name, told in predicates.items()},
+        complete=True,
     )
 
 

@@ -38,6 +38,7 @@ class Rulebook:
         predicates: those that the book defines or overrides, by name.
         shipped: whether it comes with this package; its rules over absent signals are skipped.
         description: what it is for.
+        complete: whether rules of plugins are not added to it, as to those of a history.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Rulebook:
     predicates: Mapping[str, Predicate] = field(default_factory=dict)
     shipped: bool = False
     description: str = ""
+    complete: bool = False
 
 
 Source = str | os.PathLike[str] | Mapping[str, str | Rule] | Sequence[str | Rule] | Rulebook | None

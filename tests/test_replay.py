@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from moe_rules_callback import RuleAuditCallback
+from moe_rules_callback import RuleAuditCallback, hookimpl
 from moe_rules_callback.errors import HistoryError, MetricsError, MissingSignalError
 from moe_rules_callback.history import records_to_dataset
+from moe_rules_callback.plugins import get_plugin_manager
 from moe_rules_callback.replay import Replay, replay, replay_history
+from moe_rules_callback.signals import Signal
 
 RULES = {
     "sharp": "0.85 :: high_routing_confidence & low_activation_entropy",
@@ -122,6 +124,29 @@ def test_predicates_of_a_rule_file_are_kept(tmp_path: Any, run: list[dict[str, A
         '[rules.quiet]\nrule = "0.6 :: calm"\nkind = "health"\nwarmup = 7\n'
     )
     history = history_of(run, book)
+    assert_same_bits(records_to_dataset(replay_history(history)), history)
+
+
+class Plugin:
+    @hookimpl
+    def provide_signals(self) -> dict[str, Signal]:
+        ramps = {"high": (0.3, 0.5), "low": (0.2, 0.5)}
+        return {
+            "spread": Signal(lambda m: m["router_probs"].std(), ("router_probs",), ramps=lambda e, k: ramps)
+        }
+
+    @hookimpl
+    def provide_rules(self) -> dict[str, str]:
+        return {"spread_out": "high_spread | low_spread"}
+
+
+def test_a_plugin_need_not_be_there_again(run: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And may be: its rules are not added a second time."""
+    history = history_of(run[:40], {"r": "high_spread"}, plugins=[Plugin()])
+    assert history.rule.values.tolist() == ["r", "spread_out"]
+    assert_same_bits(records_to_dataset(replay_history(history)), history)
+    manager = get_plugin_manager([Plugin()])
+    monkeypatch.setattr("moe_rules_callback.plugins.get_plugin_manager", lambda: manager)
     assert_same_bits(records_to_dataset(replay_history(history)), history)
 
 
