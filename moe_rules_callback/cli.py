@@ -1,9 +1,16 @@
 """The command `moe-rules`.
 
-    moe-rules plot runs/demo                 draws runs/demo/audit.png from the history there
-    moe-rules rules router_health            prints the rules of a book or a rule file
+    moe-rules plot runs/demo                           pictures of a run
+    moe-rules report runs/demo                         one page: verdict, why, what to do next
+    moe-rules explain runs/demo --rule R --step 500    why a rule says what it says
+    moe-rules compare runs/a runs/b                    the first rule that parts ways
+    moe-rules replay old.jsonl --rules my.toml         rules over the log of any trainer
+    moe-rules check old.jsonl --fail-on error          for continuous integration
+    moe-rules lint my.toml                             faults of rules
+    moe-rules rules router_health                      what a book holds
 
-Exit codes: 0 done, 1 it could not be done (one line on stderr says why), 2 wrong usage.
+Exit codes: 0 done, 1 it could not be done (one line on stderr says why), 2 wrong usage, 3 `check` found a
+rule that fired or `lint` a fault.
 """
 
 from __future__ import annotations

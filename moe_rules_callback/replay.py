@@ -72,7 +72,7 @@ class Replay:
         wall_time: Any = None,
         **options: Any,
     ) -> None:
-        self._metrics = jax.tree.map(_as_array, dict(metrics))
+        self._metrics = jax.tree.map(_as_array, dict(metrics), is_leaf=_is_numbers)
         lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(self._metrics)}
         (self.rows,) = lengths.pop() or (0,) if len(lengths) == 1 else (0,)
         if not self.rows:
@@ -150,6 +150,11 @@ def _scan(audit: Audit, state: AuditState, block: Any, steps: jax.Array) -> Audi
         return audit.update(state, *row), None
 
     return jax.lax.scan(update, state, (block, steps))[0]
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether a list is an array in disguise, and no list of layers."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], int | float | list)
 
 
 def _as_array(value: Any) -> np.ndarray:

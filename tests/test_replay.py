@@ -73,6 +73,16 @@ def test_metrics_give_the_records_of_the_run(run: list[dict[str, Any]], history:
     assert_same_bits(records_to_dataset(records), history)
 
 
+def test_lists_of_numbers_are_arrays() -> None:
+    table = {"loss": [2.9, 2.7, 2.6], "expert_load": [[2, 1, 1], [3, 1, 0], [4, 0, 0]]}
+    records = replay(table, ["high_load_cv_normalised"], top_k=1)
+    expected = replay(
+        {key: np.asarray(value) for key, value in table.items()}, ["high_load_cv_normalised"], top_k=1
+    )
+    np.testing.assert_array_equal(records.truth, expected.truth)
+    assert records.state[:, 0].tolist() == [0, 1, 1]
+
+
 def test_blocks_are_one_run(
     run: list[dict[str, Any]], history: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..formula import SEVERITIES
 from .log_options import (
+    LOGS,
     add_log_options,
     describe,
     mapping_json,
@@ -38,6 +39,7 @@ def add(commands: Any) -> None:
         "log or the rules could not be read, 2 wrong usage. "
         "example: moe-rules check training_log.txt --rules my_rules.toml --fail-on warning --junit rules.xml",
     )
+    parser.add_argument("log", type=Path, metavar="LOG", help=LOGS)
     add_log_options(parser)
     parser.add_argument(
         "--fail-on",
@@ -54,6 +56,7 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="add a summary in Markdown to the end of FILE, such as $GITHUB_STEP_SUMMARY",
     )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.set_defaults(run=run)
 
 
@@ -61,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     from ..verdicts import summary, verdicts
     from .check_reports import Checked, junit, markdown
 
-    recording = read_log_options(options)
+    recording = read_log_options(options, options.log)
     if not options.json:
         print(describe(recording, options), flush=True)
     if recording.history is not None and options.rules is None:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .log_options import LOGS, add_log_options, open_log_options
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
@@ -17,7 +19,7 @@ def add(commands: Any) -> None:
         epilog="example: moe-rules compare runs/old runs/new --by fraction",
     )
     for name in ("a", "b"):
-        parser.add_argument(name, type=Path, metavar="RUN", help="log directory, audit.zarr, or any log")
+        parser.add_argument(name, type=Path, metavar="RUN", help=LOGS)
     parser.add_argument(
         "--by",
         choices=("step", "fraction"),
@@ -31,21 +33,18 @@ def add(commands: Any) -> None:
         metavar="ROWS",
         help="rows for which a difference must last (default: %(default)s)",
     )
-    parser.add_argument(
-        "--rules", metavar="RULES", help="judge both runs by these: a TOML file or a shipped book"
-    )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument(
         "--out", type=_picture, metavar="FILE", help="draw the rules that part ways, as .png or .svg"
     )
+    add_log_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     from ..compare import compare
-    from ..runs import open_run
 
-    a, b = (open_run(path, options.rules) for path in (options.a, options.b))
+    a, b = (open_log_options(options, path) for path in (options.a, options.b))
     names = (str(options.a), str(options.b))
     found = compare(a, b, options.by, patience=options.patience, names=names)
     print(json.dumps(found.to_dict(), indent=2, allow_nan=False) if options.json else found)

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .log_options import LOGS, add_log_options, open_log_options
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
@@ -16,7 +18,7 @@ def add(commands: Any) -> None:
         "idlest expert, and the smallest change of a signal that would have given it another state.",
         epilog="example: moe-rules explain runs/demo --rule load_imbalance --step 120",
     )
-    parser.add_argument("path", type=Path, metavar="RUN", help="log directory, audit.zarr, or any log")
+    parser.add_argument("path", type=Path, metavar="RUN", help=LOGS)
     parser.add_argument("--rule", metavar="R", help="its name (default: the first that fired)")
     parser.add_argument(
         "--step",
@@ -24,17 +26,14 @@ def add(commands: Any) -> None:
         metavar="N",
         help="nearest recorded step (default: where it first fired, else the last)",
     )
-    parser.add_argument(
-        "--rules", metavar="RULES", help="judge the run by these: a TOML file or a shipped book"
-    )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    add_log_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     from ..explain import explain
-    from ..runs import open_run
 
-    told = explain(open_run(options.path, options.rules), options.rule, options.step)
+    told = explain(open_log_options(options, options.path), options.rule, options.step)
     print(json.dumps(told.to_dict(), indent=2, allow_nan=False) if options.json else told)
     return 0

@@ -1,59 +1,69 @@
-"""What `replay` and `check` share: which log, which rules, which column is which signal."""
+"""What the commands that look at runs share: which rules, and how the log of another trainer is read."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LogError
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from ..replay import Replay
     from ..runs import Recording
 
 
 def add_log_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "log",
-        type=Path,
-        help="JSON lines, CSV, TensorBoard events (a file or a directory), zarr or netCDF; or a run of "
-        "this package",
-    )
+    """Which rules, and how the log of another trainer is read."""
     parser.add_argument(
         "--rules",
         metavar="RULES",
         help="a TOML file or the name of a shipped book (default: router_health; for a run its own rules)",
     )
-    parser.add_argument(
+    log = parser.add_argument_group("for the log of another trainer")
+    log.add_argument(
         "--map",
         action="append",
         default=[],
         metavar="COLUMN=SIGNAL[:UNIT]",
         help="what a column is, such as 'ent=router_entropy:nats'; 'COLUMN=-' leaves it out; may be repeated",
     )
-    parser.add_argument("--step", metavar="COLUMN", help="column that counts the steps; - numbers the rows")
-    parser.add_argument("--top-k", type=_positive, metavar="K", help="experts that a token uses")
-    parser.add_argument("--experts", type=_positive, metavar="E", help="experts of a layer")
-    parser.add_argument("--format", choices=("json", "csv", "events", "dataset"), help="format of the log")
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    log.add_argument("--step-column", metavar="COLUMN", help="what counts the steps; - numbers the rows")
+    log.add_argument("--top-k", type=_positive, metavar="K", help="experts that a token uses")
+    log.add_argument("--experts", type=_positive, metavar="E", help="experts of a layer")
+    log.add_argument(
+        "--log-format", choices=("json", "csv", "events", "dataset"), help="if it is not found out"
+    )
 
 
-def read_log_options(options: argparse.Namespace) -> Recording:
-    """The log that the options name."""
+LOGS = "a run of this package; or JSON lines, CSV, TensorBoard events (a file or a directory), zarr or netCDF"
+
+
+def read_log_options(options: argparse.Namespace, path: Path) -> Recording:
+    """A run or a log, as the options say."""
     from ..runs import read_recording
 
-    return read_recording(
-        options.log,
-        map=options.map,
-        step=options.step,
-        top_k=options.top_k,
-        experts=options.experts,
-        format=options.format,
-    )
+    return read_recording(path, **_reading(options))
+
+
+def open_log_options(options: argparse.Namespace, path: Path) -> xr.Dataset:
+    """The dataset of a run or a log, judged as the options say."""
+    from ..runs import open_run
+
+    return open_run(path, options.rules, **_reading(options))
+
+
+def _reading(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "map": options.map,
+        "step": options.step_column,
+        "top_k": options.top_k,
+        "experts": options.experts,
+        "format": options.log_format,
+    }
 
 
 def replay_log_options(recording: Recording, options: argparse.Namespace) -> Replay:
@@ -90,11 +100,9 @@ def mapping_json(recording: Recording) -> list[dict[str, Any]]:
 
 
 def progress_bar(rows: int) -> Any:
-    """A context whose `update(n)` moves a bar on a terminal, where tqdm is installed."""
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError:
-        return contextlib.nullcontext(SimpleNamespace(update=lambda rows: None))
+    """A context whose `update(n)` moves a bar on a terminal."""
+    from tqdm import tqdm
+
     return tqdm(total=rows, unit="rows", unit_scale=True, disable=None, file=sys.stderr, leave=False)
 
 

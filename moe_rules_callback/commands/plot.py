@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HistoryError, closest
+from .log_options import LOGS, add_log_options, open_log_options
 
 FORMATS = ("png", "svg")
 AFFINITY_FILE = "router_affinity_matrix.csv"
@@ -18,11 +19,10 @@ def add(commands: Any) -> None:
         "plot",
         help="draw the pictures of a run",
         description="Draw a run: the loss and the truth of its rules, their states over time, the shares of "
-        "the experts, the signals of the routers. What the run does not hold is left out, and named. A log "
-        "whose columns must be explained is read by `moe-rules replay` first.",
+        "the experts, the signals of the routers. What the run does not hold is left out, and named.",
         epilog="example: moe-rules plot runs/demo --only audit rule_timeline --format png,svg",
     )
-    parser.add_argument("path", type=Path, metavar="RUN", help="log directory, audit.zarr, or any log")
+    parser.add_argument("path", type=Path, metavar="RUN", help=LOGS)
     parser.add_argument(
         "--out",
         type=_folder_or_picture,
@@ -39,25 +39,25 @@ def add(commands: Any) -> None:
         metavar="CSV",
         help=f"table of domains or samples by experts (default: {AFFINITY_FILE} beside the run, if any)",
     )
+    add_log_options(parser)
     parser.set_defaults(run=run, wrong_usage=parser.error)
 
 
 def run(options: argparse.Namespace) -> int:
     from ..plots import AFFINITY, FIGURES, plot_affinity, read_affinity, save
-    from ..runs import open_run
 
     known = [*FIGURES, AFFINITY]
     names: list[str] = options.only or known
     if unknown := [name for name in names if name not in known]:
         near = closest(unknown[0], known)
         options.wrong_usage(f"no picture is called {unknown[0]!r}.{near} There are: {', '.join(known)}.")
-    folder = _folder(options.path)
+    folder = folder_of(options.path)
     out: Path = options.out or folder
     if picture := out.suffix[1:] in FORMATS:
         names = options.only or ["audit"]
         if len(names) > 1 or options.format:
             options.wrong_usage(f"--out {out} is one picture in one format. Name a folder for more.")
-    history = open_run(options.path)
+    history = open_log_options(options, options.path)
     table: Path = options.affinity or folder / AFFINITY_FILE
     affinity = read_affinity(table) if options.affinity or table.exists() else None
     left_out = []
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _folder(run: Path) -> Path:
+def folder_of(run: Path) -> Path:
     """Where the pictures of a run go: into its log directory, or beside its history or log."""
     return run if run.is_dir() and not (run / "zarr.json").exists() else run.parent
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .log_options import (
+    LOGS,
     add_log_options,
     describe,
     mapping_json,
@@ -27,10 +28,12 @@ def add(commands: Any) -> None:
         epilog="example: moe-rules replay training_log.txt --rules router_health "
         "--map entropy=router_entropy:nats --top-k 2",
     )
+    parser.add_argument("log", type=Path, metavar="LOG", help=LOGS)
     add_log_options(parser)
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where the history goes (default: LOG's name with .audit)"
     )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.set_defaults(run=run)
 
 
@@ -40,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     from ..sinks.zarr import ZarrSink
     from ..verdicts import summary, verdicts
 
-    recording = read_log_options(options)
+    recording = read_log_options(options, options.log)
     if not options.json:
         print(describe(recording, options), flush=True)
     replay, sink = replay_log_options(recording, options), ZarrSink()

@@ -70,7 +70,7 @@ def _header(path: Path) -> tuple[int, str]:
     try:
         header = line.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise LogError("line 1 is not UTF-8 text: this is no CSV file. Name its --format.") from None
+        raise LogError("line 1 is not UTF-8 text: this is no CSV file. Name its --log-format.") from None
     fields = [field.strip().strip("\"'") for field in re.split(r"[,;\t]", header)]
     if all(map(_is_number, fields)):
         raise LogError(
@@ -98,7 +98,7 @@ def _is_number(text: str) -> bool:
 
 def _unreadable(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
-        return "it is not UTF-8 text. Convert it (iconv -f latin1 -t utf-8), or name its --format."
+        return "it is not UTF-8 text. Convert it (iconv -f latin1 -t utf-8), or name its --log-format."
     told = " ".join(str(error).removeprefix("Error tokenizing data. C error: ").split()).rstrip(".")
     return (
         f"it cannot be read as CSV: {told[:200]}. Usual causes: a comma inside a number or text without "

@@ -59,7 +59,7 @@ def _read(file: Path, prefix: str, cells: Cells, note: Note) -> None:
             try:
                 event = Event.FromString(record)
             except DecodeError:
-                raise LogError(f"record {number:,} is no TensorBoard event. Name the --format.") from None
+                raise LogError(f"record {number:,} is no TensorBoard event. Name the --log-format.") from None
             if not 0 <= event.step <= LARGEST_STEP:
                 raise LogError(f"record {number:,} is of step {event.step:,}; steps run from 0 on.")
             for value in event.summary.value:
@@ -86,7 +86,7 @@ def _records(stream: BinaryIO, name: str, note: Note) -> Iterator[bytes]:
         if len(head) == 12 and damaged(head[:8], checksum):
             raise LogError(
                 f"the record at byte {begin:,} is damaged, or the file is none of TensorBoard's. "
-                "Copy it again, take it away, or name the --format."
+                "Copy it again, take it away, or name the --log-format."
             )
         body = stream.read(length + 4) if length < MAX_RECORD else b""
         if len(head) < 12 or len(body) < length + 4:

@@ -61,7 +61,7 @@ def _no_object(row: Any) -> str:
 
 def _unreadable(line: bytes, error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
-        return "is not UTF-8 text. Convert the file, or say what it is: --format csv, events or dataset."
+        return "is not UTF-8 text. Convert the file, or say what it is: --log-format csv, events or dataset."
     start = line[:40].decode("utf-8", "replace")
     why = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
     return (

@@ -71,7 +71,7 @@ def assemble(table: Table, path: Path, format: str, step: str | None, notes: lis
     columns.pop(name, None)
     known = of_row >= 0
     if not known.any():
-        raise LogError(f"no row has a step: '{name}' is empty. Name another column with --step.")
+        raise LogError(f"no row has a step: '{name}' is empty. Name another column with --step-column.")
     if lacking := int((~known).sum()):
         notes.append(f"{counted(lacking, 'row has', 'rows have')} no '{name}': left out")
     if (np.diff(of_row[known]) < 0).any():
@@ -106,11 +106,11 @@ def _steps(table: Table, wanted: str | None, note: Note) -> tuple[str, np.ndarra
         if wanted not in table.columns:
             raise LogError(
                 f"there is no column '{wanted}' for the steps.{closest(wanted, table.columns)} There are: "
-                f"{', '.join(table.columns)}. Or number the rows: --step {ROW_NUMBERS}"
+                f"{', '.join(table.columns)}. Or number the rows: --step-column {ROW_NUMBERS}"
             )
         steps, why = _as_steps(table.columns[wanted], table.rows)
         if why:
-            raise LogError(f"'{wanted}' cannot be the steps: {why}. Or number the rows: --step {ROW_NUMBERS}")
+            raise LogError(f"'{wanted}' cannot be the steps: {why}. Or number the rows: --step-column {ROW_NUMBERS}")
         return wanted, steps
     if table.steps is not None:
         return "", table.steps
@@ -125,7 +125,7 @@ def _steps(table: Table, wanted: str | None, note: Note) -> tuple[str, np.ndarra
         if not why:
             return name, steps
         note(f"'{name}' is not taken for the step: {why}")
-    note("no column counts the steps: rows are numbered. Name one with --step")
+    note("no column counts the steps: rows are numbered. Name one with --step-column")
     return "", numbers
 
 

@@ -90,10 +90,10 @@ def test_json(log: Path, capsys: pytest.CaptureFixture[str]):
     ("arguments", "message"),
     [
         (["--map", "entropie=router_entropy"], "the log has no column 'entropie'. Did you mean entropy?"),
-        (["--step", "steps"], "there is no column 'steps' for the steps."),
+        (["--step-column", "steps"], "there is no column 'steps' for the steps."),
         (["--rules", "router_helth"], "no rule book is called 'router_helth'. Did you mean router_health?"),
         (["--map", "entropy=-", "--rules", "rules.toml"], "rule 'decided' needs the signal 'router_entropy'"),
-        (["--format", "events"], "the record at byte 0 is damaged, or the file is none of TensorBoard's"),
+        (["--log-format", "events"], "the record at byte 0 is damaged, or the file is none of TensorBoard's"),
         (["--map", "entropy=-", "--map", "utilization=-", "--map", "metrics.loss=mine"],
          "none of the rules can be evaluated"),
     ],
@@ -120,14 +120,7 @@ def test_numbers_that_are_none_are_wrong_usage(log: Path, capsys: pytest.Capture
     assert "'0' is not a whole number above 0" in capsys.readouterr().err
 
 
-def test_without_tqdm_there_is_no_bar(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    with progress_bar(10) as bar:
-        bar.update(10)
-
-
 def test_a_bar_shows_on_a_terminal_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("tqdm")
     with progress_bar(10) as bar:
         bar.update(10)
     assert capsys.readouterr().err == ""

@@ -76,7 +76,7 @@ def test_a_guess_that_cannot_be_is_told_and_rows_are_numbered(steps: list[Any], 
     assert (log.step_column, log.steps.tolist()) == ("", [0, 1, 2])
     assert log.notes == (
         f"'epoch' is not taken for the step: {why}",
-        "no column counts the steps: rows are numbered. Name one with --step",
+        "no column counts the steps: rows are numbered. Name one with --step-column",
     )
 
 
