@@ -102,7 +102,7 @@ class Replay:
             rules: other rules; None: those of the history, which give the same records bit by bit.
 
         Raises:
-            HistoryError: it has no rows.
+            HistoryError: it has no rows, or does not say what its layers are.
         """
         if not history.sizes["step"]:
             raise HistoryError("there is nothing to replay: the history has no rows.")
@@ -186,7 +186,12 @@ def metrics_of(history: xr.Dataset) -> dict[str, Any]:
 def _loads(history: xr.Dataset) -> list[Summary]:
     """The share of each expert, one summary for each (E, k); NaN beyond the experts that were recorded."""
     layers = history["layer"].values.tolist()
-    sizes = [tuple(size) for size in json.loads(history.attrs["routers"])]
+    sizes = [tuple(size) for size in json.loads(history.attrs.get("routers", "[]"))]
+    if len(sizes) != len(layers) and layers != ["model"]:
+        raise HistoryError(
+            f"this history has {len(layers)} layers and does not say how many experts each has (attribute "
+            "'routers'): it was written by an older version, or changed. It can be looked at, not judged again."
+        )
     found = []
     for experts, k in dict.fromkeys(sizes):
         of = [i for i, size in enumerate(sizes) if size == (experts, k)]

@@ -39,7 +39,8 @@ SIGNALS = (
 
 
 def make_schema(layers: int = 2, experts: int = 4, rules: tuple[Rule, ...] = RULES) -> Schema:
-    return Schema(rules, SIGNALS, tuple(f"block_{index}/moe" for index in range(layers)), experts)
+    names = tuple(f"block_{index}/moe" for index in range(layers))
+    return Schema(rules, SIGNALS, names, experts, routers=((experts, 2),) * layers)
 
 
 def many_rules(count: int) -> tuple[Rule, ...]:

@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-SUFFIXES = {".py", ".lark", ".toml", ".typed"}
+SUFFIXES = {".css", ".html", ".lark", ".py", ".toml", ".typed"}
 USE = """
 import sys
 sys.path.insert(0, sys.argv[1])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from fake_records import make_records
 
 from moe_rules_callback import RuleAuditCallback, hookimpl
 from moe_rules_callback.errors import HistoryError, MetricsError, MissingSignalError
@@ -207,5 +208,11 @@ def test_tables_that_do_not_fit() -> None:
         MetricsError, match=re.escape("steps has shape (2,); expected one for each of 3 rows")
     ):
         replay({"loss": np.zeros(3)}, ["stable_loss"], steps=[1, 2])
+    old = records_to_dataset(make_records(5))
+    old.attrs["routers"] = "[]"
+    with pytest.raises(
+        HistoryError, match="this history has 2 layers and does not say how many experts each has"
+    ):
+        replay_history(old, ["stable_loss"])
     with pytest.raises(HistoryError, match="the history has no rows"):
         replay_history(xr.Dataset(coords={"step": np.zeros(0)}))
