@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from .errors import RulebookError
 
@@ -169,6 +169,16 @@ class Rule:
             raise RulebookError(
                 f"rule '{self.name}': the threshold is {self.threshold}; it lies above 0.5 and is at most 1."
             )
+
+    def _repr_html_(self) -> str:
+        from .html import rule_html
+
+        return rule_html(self)
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        from .html import in_treescope
+
+        return in_treescope(self, self.text or str(self.formula), path, subtree_renderer)
 
 
 def children(node: Formula) -> tuple[Formula, ...]:

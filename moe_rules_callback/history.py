@@ -4,7 +4,9 @@
     history.truth.sel(rule="load_imbalance", bound="lower")
     history.moe_rules["load_imbalance"]               # its two bounds over step
     history.moe_rules.states("load_imbalance")        # 1 where it is TRUE; see its flag_meanings
+    history.moe_rules.first_true("load_imbalance")    # a step, or None
     history.moe_rules.plot("audit.png")
+    history.moe_rules                                 # in a notebook: what the run says about its rules
 
 `columns` lists the variables. Importing this module imports xarray and registers `.moe_rules`.
 """
@@ -20,7 +22,8 @@ import xarray as xr
 
 from .columns import attributes, columns, coordinates
 from .errors import HistoryError, UnknownNameError, closest
-from .records import Records
+from .records import Records, State
+from .verdicts import Verdict, verdicts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,6 +133,35 @@ class MoeRules:
         """int8 [step], or [step, rule] without a name: 0 FALSE, 1 TRUE, 2 UNKNOWN, 3 CONTRADICTORY."""
         states = self._dataset["state"]
         return states if rule is None else states.sel(rule=self._known(rule), drop=True).rename(rule)
+
+    def first_true(self, rule: str) -> int | None:
+        """The step at which a rule first was TRUE, warm-up or not; None: at none.
+
+        Raises:
+            UnknownNameError: the history has no such rule.
+        """
+        steps = self._dataset["step"].values[self.states(rule).values == State.TRUE]
+        return int(steps.min()) if len(steps) else None
+
+    def rolling(self, rows: int = 30) -> xr.DataArray:
+        """Rolling mean of the truth intervals, as the picture draws them: [step, rule, bound].
+
+        Centred, so that a curve stands where its data do; for an even number, one row more before than
+        after. At both ends it is the mean of the rows that there are, and NaN does not count.
+
+        Args:
+            rows: of the window, at least 1. (The picture takes at most a tenth of the run.)
+        """
+        return self._dataset["truth"].rolling(step=rows, center=True, min_periods=1).mean()
+
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What the run says about each of its rules, see `verdicts.verdicts`."""
+        return verdicts(self._dataset)
+
+    def _repr_html_(self) -> str:
+        from .html import audit_html
+
+        return audit_html(self._dataset, self.verdicts())
 
     def plot(self, path: str | Path | None = None, **options: Any) -> Figure:
         """Loss above, truth intervals below; see `plots.plot_audit` for the options."""

@@ -190,7 +190,7 @@ def _loads(history: xr.Dataset) -> list[Summary]:
     if len(sizes) != len(layers) and layers != ["model"]:
         raise HistoryError(
             f"this history has {len(layers)} layers and does not say how many experts each has (attribute "
-            "'routers'): it was written by an older version, or changed. It can be looked at, not judged again."
+            "'routers'): an older version wrote it, or it was changed. Look at it without other rules."
         )
     found = []
     for experts, k in dict.fromkeys(sizes):

@@ -125,6 +125,16 @@ class Verdict:
                 lines.append(f"  Next: {self.next_step}")
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        from .html import verdict_html
+
+        return verdict_html(self)
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        from .html import in_treescope
+
+        return in_treescope(self, self.sentence, path, subtree_renderer)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""
         told = {name: getattr(self, name) for name in self.__dataclass_fields__}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import fake_records as fake
@@ -10,8 +11,10 @@ import xarray as xr
 from moe_rules_callback.columns import columns
 from moe_rules_callback.errors import HistoryError, UnknownNameError
 from moe_rules_callback.history import open_history, records_to_dataset
+from moe_rules_callback.plots.thinning import rolling_mean
 from moe_rules_callback.records import Records, State
 from moe_rules_callback.sinks.zarr import ZarrSink
+from moe_rules_callback.verdicts import verdicts
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +181,50 @@ def test_states_are_ints_that_say_what_they_mean(records, history):
     np.testing.assert_array_equal(history.moe_rules.states(), records.state)
 
 
-@pytest.mark.parametrize("ask", ["__getitem__", "states"])
+@pytest.mark.parametrize("ask", ["__getitem__", "states", "first_true"])
 def test_an_unknown_rule_names_the_closest(history, ask):
     with pytest.raises(UnknownNameError, match=r"no rule 'load_imbalence'. Did you mean load_imbalance\?"):
         getattr(history.moe_rules, ask)("load_imbalence")
+
+
+def test_first_true_is_the_first_step_and_not_the_first_row(records):
+    later = records_to_dataset(dataclasses.replace(records, step=records.step * 10 + 7))
+    row = next(row for row, state in enumerate(records.state[:, 0]) if state == State.TRUE)
+    assert row > 0
+    assert later.moe_rules.first_true("expert_specialization") == 10 * row + 7
+    assert (
+        later.isel(step=slice(None, None, -1)).moe_rules.first_true("expert_specialization") == 10 * row + 7
+    )
+    assert later.moe_rules.first_true("load_imbalance") is None
+    assert later.isel(step=slice(0)).moe_rules.first_true("expert_specialization") is None
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 30])
+def test_rolling_is_the_mean_of_the_finite_rows_around(records, rows):
+    truth = records.truth.copy()  # [n, R, 2]
+    truth[40, 1] = np.nan
+    history = records_to_dataset(records)
+    history["truth"].values[:] = truth
+    rolled = history.moe_rules.rolling(rows)
+    assert rolled.dims == ("step", "rule", "bound")
+    want = np.full(truth.shape, np.nan)
+    for i in range(len(truth)):
+        around = truth[max(0, i - rows // 2) : i - rows // 2 + rows]
+        for index in np.ndindex(truth.shape[1:]):
+            finite = [float(row[index]) for row in around if np.isfinite(row[index])]
+            if finite:
+                want[i, *index] = sum(finite) / len(finite)
+    np.testing.assert_allclose(rolled, want, atol=1e-6)
+
+
+def test_rolling_is_what_the_picture_draws(history):
+    drawn = [rolling_mean(history.truth[:, 2, i].values.astype(float), 12)[0] for i in range(2)]
+    rolled = history.moe_rules.rolling(12).sel(rule="routing_stability")
+    np.testing.assert_allclose(rolled, np.transpose(drawn), atol=1e-6)
+
+
+def test_the_accessor_gives_the_verdicts(history):
+    assert history.moe_rules.verdicts() == verdicts(history)
 
 
 def test_tutorial_variables(history):

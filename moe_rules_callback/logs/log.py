@@ -110,7 +110,9 @@ def _steps(table: Table, wanted: str | None, note: Note) -> tuple[str, np.ndarra
             )
         steps, why = _as_steps(table.columns[wanted], table.rows)
         if why:
-            raise LogError(f"'{wanted}' cannot be the steps: {why}. Or number the rows: --step-column {ROW_NUMBERS}")
+            raise LogError(
+                f"'{wanted}' cannot be the steps: {why}. Or number the rows: --step-column {ROW_NUMBERS}"
+            )
         return wanted, steps
     if table.steps is not None:
         return "", table.steps
