@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .errors import HistoryError
 from .formula import SEVERITIES, RuleKind, Severity
 from .records import State, fires_in
 from .syntax_hints import blank_comments
@@ -149,7 +150,15 @@ def verdicts(dataset: xr.Dataset) -> tuple[Verdict, ...]:
 
     Args:
         dataset: as `open_history` or `records_to_dataset` gives it.
+
+    Raises:
+        HistoryError: its attributes are gone.
     """
+    if "rules" not in dataset.attrs:
+        raise HistoryError(
+            "this dataset does not say what its rules are: its attributes are gone. Usual cause: arithmetic, "
+            "which drops them. Compute under xr.set_options(keep_attrs=True), or copy history.attrs."
+        )
     rules: dict[str, dict[str, Any]] = json.loads(dataset.attrs["rules"])
     names: list[str] = dataset["rule"].values.tolist()
     step = dataset["step"].values

@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 
 from moe_rules_callback import verdicts as module
+from moe_rules_callback.errors import HistoryError
 from moe_rules_callback.formula import Rule
 from moe_rules_callback.history import open_history, records_to_dataset
 from moe_rules_callback.records import Records, Schema, State
@@ -185,3 +186,8 @@ def test_it_reads_the_same_from_disk_and_as_json(tmp_path):
     assert (told[4]["fired"], told[4]["rows_fired"]) == (True, found[4].rows_fired)
     assert told[4]["counts"].keys() == {"false", "true", "unknown", "contradictory"}
     assert told[4]["state"] == found[4].state.name.lower()
+
+
+def test_a_dataset_without_attributes_says_what_took_them():
+    with pytest.raises(HistoryError, match="its attributes are gone. Usual cause: arithmetic"):
+        verdicts(records_to_dataset(fake.make_records(3)).drop_attrs())

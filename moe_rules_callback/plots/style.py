@@ -6,6 +6,7 @@ No pyplot, so that nothing global changes and no display is needed. The colours 
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -28,9 +29,18 @@ DPI = 200
 LONGEST_LABEL = 32
 
 
+class Picture(Figure):
+    """A figure that a notebook shows, also where pyplot, which would see to it, was never imported."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of this size in inches that makes room for its labels."""
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    return Picture(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
 
 
 def looks() -> Iterator[tuple[str, Any]]:

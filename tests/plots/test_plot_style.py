@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 
 from moe_rules_callback.errors import HistoryError
 from moe_rules_callback.history import records_to_dataset
-from moe_rules_callback.plots.style import ALARM, COLOURS, label, layer_labels, looks
+from moe_rules_callback.plots.style import ALARM, COLOURS, label, layer_labels, looks, new_figure
 from moe_rules_callback.plots.thinning import BINS, rolling_mean, rows_of, smooth, thin
 from moe_rules_callback.plots.timeline import STATES
 
@@ -144,3 +144,7 @@ def test_rows_are_put_in_order_and_must_be_some():
     np.testing.assert_array_equal(rows_of(shuffled).loss, history.loss)
     with pytest.raises(HistoryError, match="Rows arrive with the first flush"):
         rows_of(history.isel(step=slice(0)))
+
+
+def test_a_notebook_shows_a_figure_by_itself() -> None:
+    assert new_figure(1, 1)._repr_png_().startswith(b"\x89PNG")  # pyright: ignore[reportAttributeAccessIssue]
