@@ -189,5 +189,5 @@ def test_it_reads_the_same_from_disk_and_as_json(tmp_path):
 
 
 def test_a_dataset_without_attributes_says_what_took_them():
-    with pytest.raises(HistoryError, match="its attributes are gone. Usual cause: arithmetic"):
+    with pytest.raises(HistoryError, match=r"its attributes are gone\. Usual cause: arithmetic"):
         verdicts(records_to_dataset(fake.make_records(3)).drop_attrs())
