@@ -96,7 +96,7 @@ def test_headlines() -> None:
     flat, sharp = truth(rows, "risk")[0]
     assert flat[0] > sharp[1]
     np.testing.assert_array_equal(rows.truth[0], [flat, sharp, sharp])
-    assert [int(s) for s in rows.state[0]] == [2, 0, 0]
+    assert [int(s) for s in rows.state[0]] == [1, 0, 0]
 
 
 @pytest.mark.parametrize("kind", ["risk", "health"])
