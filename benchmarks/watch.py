@@ -1,10 +1,17 @@
 """What `audit.watch` adds to a training step, as a ratio within one run, and what one delivery costs.
 
-    python -m benchmarks.watch [--rules nano_moe] [--layers 8] [--rounds 60] [--steps 8] [--cpu]
+    python -m benchmarks.watch [--rules nano_moe] [--layers 8] [--rounds 30] [--steps 16] [--cpu]
 
-The model is scanned and rematerialised. Three loops take turns: the step, the step again, for the noise of
-the machine, and the step whose loss is watched, with `on_step` and files. A turn ends when its rows are done.
-`--cpu` counts the processor time of all threads in the place of wall time: for a machine with other users.
+The model is scanned and rematerialised. Loops take turns:
+
+    bare      the step
+    again     the step, for the noise of the machine
+    callback  the step with an empty `jax.debug.callback`, the least that anything costs inside a jitted step
+    loss      the step whose loss is watched, with `on_step` and files
+    step      the jitted step itself watched, likewise: statistics are further results, without a callback
+
+A turn ends when its rows are done. `--cpu` counts the processor time of all threads instead of wall time, for
+a machine with other users.
 
 Then microseconds of one delivery; the tenth is nearer to what a quiet machine takes than the median:
 
@@ -32,7 +39,7 @@ from moe_rules_callback.watched import Watched
 from .moe import TOP_K, WIDTH, loss_of, parameters, scanned, unrolled
 from .turns import print_ratios, take_turns
 
-BATCH, TIME = 2, 128
+BATCH, TIME = 2, 256
 DELIVERIES = 300
 
 
@@ -47,16 +54,23 @@ def settle(audit: RuleAuditCallback) -> None:
 
 
 def runner(
-    loss_fn: Callable[..., Any], layers: int, audit: RuleAuditCallback | None = None
+    layers: int, audit: RuleAuditCallback | None = None, watched: str = "", callback: bool = False
 ) -> Callable[[int], None]:
-    """Takes so many steps of gradient descent."""
+    """Takes so many steps of gradient descent, of which nothing, the loss or the step is watched."""
     x = jax.random.normal(jax.random.key(1), (BATCH, TIME, WIDTH))
+    loss_fn = loss_of(scanned)
+    if audit and watched == "loss":
+        loss_fn = audit.watch(loss_fn)
 
     def step(params: Any, x: jax.Array) -> Any:
         loss, grads = jax.value_and_grad(loss_fn)(params, x)
+        if callback:
+            jax.debug.callback(lambda loss: None, loss)
         return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), loss
 
     jitted = jax.jit(step, donate_argnums=0)
+    if audit and watched == "step":
+        jitted = audit.watch(jitted)
     holder = [parameters(layers)]
 
     def run(steps: int) -> None:
@@ -109,20 +123,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rules", default="nano_moe")
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--steps", type=int, default=8, help="steps a turn")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=16, help="steps a turn")
     parser.add_argument("--cpu", action="store_true", help="processor time in the place of wall time")
     options = parser.parse_args()
     logging.getLogger("moe_rules_callback").setLevel(logging.ERROR)  # alerts are not the point here
-    loss_fn, layers = loss_of(scanned), options.layers
+    layers = options.layers
     with (
         tempfile.TemporaryDirectory() as logdir,
-        RuleAuditCallback(options.rules, top_k=TOP_K, logdir=logdir) as audit,
+        RuleAuditCallback(options.rules, top_k=TOP_K, logdir=f"{logdir}/loss") as loss,
+        RuleAuditCallback(options.rules, top_k=TOP_K, logdir=f"{logdir}/step") as step,
     ):
         runs = {
-            "bare": runner(loss_fn, layers),
-            "again": runner(loss_fn, layers),
-            "watched": runner(audit.watch(loss_fn), layers, audit),
+            "bare": runner(layers),
+            "again": runner(layers),
+            "callback": runner(layers, callback=True),
+            "loss": runner(layers, loss, "loss"),
+            "step": runner(layers, step, "step"),
         }
         clock = time.process_time if options.cpu else time.perf_counter
         seconds = take_turns(runs, options.rounds, options.steps, clock)
