@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from ..errors import HistoryError
 from ..plots import AFFINITY, FIGURES, plot_affinity
@@ -84,7 +85,8 @@ def pictures(history: xr.Dataset, affinity: Affinity | None, verdict: str) -> tu
         verdict: one sentence about all rules.
     """
     drawn, left_out = [], []
-    for name, draw in FIGURES.items():
+    # On a terminal a bar: the pictures of a long run take some seconds.
+    for name, draw in tqdm(FIGURES.items(), "pictures", disable=None, leave=False):
         try:
             drawn.append(_picture(name, draw(history), _shows(name, history, verdict)))
         except HistoryError as error:
