@@ -72,7 +72,10 @@ class Replay:
         wall_time: Any = None,
         **options: Any,
     ) -> None:
-        self._metrics = jax.tree.map(_as_array, dict(metrics), is_leaf=_is_numbers)
+        self._metrics = {
+            key: jax.tree.map(_as_index if key == "expert_index" else _as_array, value, is_leaf=_is_numbers)
+            for key, value in metrics.items()
+        }
         lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(self._metrics)}
         (self.rows,) = lengths.pop() or (0,) if len(lengths) == 1 else (0,)
         if not self.rows:
@@ -159,7 +162,12 @@ def _is_numbers(value: Any) -> bool:
 
 def _as_array(value: Any) -> np.ndarray:
     array = np.asarray(value)
-    return array.astype(np.float32) if array.dtype.kind == "f" else array
+    return array if array.dtype == bool else array.astype(np.float32)
+
+
+def _as_index(value: Any) -> np.ndarray:
+    array = np.asarray(value)
+    return array.astype(np.int32) if array.dtype.kind in "iu" else array
 
 
 def metrics_of(history: xr.Dataset) -> dict[str, Any]:

@@ -128,6 +128,7 @@ def test_a_run_of_hardly_any_rows(rows):
     assert re.search(r"load_imbalance.*?not judged", page.text)  # its warm-up is 100
 
 
+@pytest.mark.filterwarnings("ignore:The chararray class:DeprecationWarning")  # by treescope, under NumPy 2.5
 def test_treescope_shows_the_fields_and_the_words_behind():
     treescope = pytest.importorskip("treescope")
     verdict = history().moe_rules.verdicts()[0]

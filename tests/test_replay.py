@@ -84,6 +84,16 @@ def test_lists_of_numbers_are_arrays() -> None:
     assert records.state[:, 0].tolist() == [0, 1, 1]
 
 
+def test_indices_of_experts(run: list[dict[str, Any]]) -> None:
+    """As they come from a file: 64 bits wide."""
+    index = np.argsort(-stacked(run)["router_probs"], axis=-1)[..., :2]
+    assert index.dtype == np.int64
+    table = {**stacked(run), "expert_index": index}
+    records = replay(table, ["low_load_cv"], layer_axis=0)
+    expected = replay(stacked(run), ["low_load_cv"], top_k=2, layer_axis=0)
+    np.testing.assert_array_equal(records.truth, expected.truth)
+
+
 def test_blocks_are_one_run(
     run: list[dict[str, Any]], history: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
