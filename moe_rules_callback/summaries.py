@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from .errors import MetricsError
 from .metrics import layers_of, natural, stacked_names
 
+_PLACES = ("router_probs", "router_logits", "expert_load")
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -59,9 +61,6 @@ def summaries(metrics: Mapping[str, Any], top_k: int | None, layer_axis: int | N
         return []
     layers = layers_of(metrics["expert_load"], "expert_load")
     return [_of_load(name, layers[name], top_k, layer_axis) for name in sorted(layers, key=natural)]
-
-
-_PLACES = ("router_probs", "router_logits", "expert_load")
 
 
 def _of_load(name: str, load: Any, k: int | None, layer_axis: int | None) -> Summary:

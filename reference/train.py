@@ -246,7 +246,8 @@ def train(config: Config, say: Callable[[str], object] = print) -> Result:
         picture = history.with_suffix(".png")
         plot_audit(audit.history, picture)
         figures.write_affinity(history.with_name("router_affinity_matrix.csv"), tables, corpus.domains)
-        say(f"wrote {history} and {picture}; to see more: tensorboard --logdir {config.logdir}")
+        say(f"wrote {history} and {picture}")
+        say(f"to see more: moe-rules report {config.logdir}, or tensorboard --logdir {config.logdir}")
     return Result(np.array(losses, np.float32), validation, numbers, history)
 
 
