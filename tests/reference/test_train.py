@@ -72,7 +72,8 @@ def test_it_says_what_it_does(audited):
     assert "1 blocks of width 16, 4 experts, 2 a token" in text
     assert f"step    12  loss {result.losses[-1]:.3f}  validation {result.validation[12]:.3f}  true: " in text
     assert f"validation loss        {result.validation[12]:.3f} nats a byte; entropy of a byte 3." in text
-    assert said[-1].startswith(f"wrote {logdir / 'audit.zarr'}")
+    assert said[-2] == f"wrote {logdir / 'audit.zarr'} and {logdir / 'audit.png'}"
+    assert said[-1] == f"to see more: moe-rules report {logdir}, or tensorboard --logdir {logdir}"
 
 
 def test_figures(audited):
