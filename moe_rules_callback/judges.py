@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .predicates import Predicate
-from .signals import Signal, WindowSignal, shipped
+from .signals import TOKENS, Noise, Signal, WindowSignal, shipped
 from .temporal import UNKNOWN
 from .trends import Function, Lookbacks, rising, spike_score, steadiness
 
@@ -56,6 +56,8 @@ class Judges:
                 ramp[:, i, layer] = ramp_of(predicate, signal, *size)
         self._slope, self._offset, self._margin = ramp
         self._trends = Lookbacks(list(trends))
+        self._noisy = [] if TOKENS not in order else _noisy(predicates, signals, sizes)
+        self._tokens = order.index(TOKENS) if self._noisy else -1
 
     def init(self, layers: int) -> tuple[jax.Array, ...]:
         """State before the first row."""
@@ -73,10 +75,36 @@ class Judges:
         state, trends = self._trends.update(state, signals, row)
         x = jnp.concatenate([signals, trends])[self._features]
         centre = self._slope * (x - self._offset)
-        width = np.abs(self._slope) * self._margin
+        width = np.abs(self._slope) * (self._margin + self._sampling(x, signals))
         truth = jax.nn.sigmoid(jnp.stack([centre - width, centre + width], axis=-1))
         truth = jnp.where(jnp.isfinite(x)[..., None], truth, UNKNOWN)
         return state, truth, ~jnp.isfinite(signals[self._sources])
+
+    def _sampling(self, x: jax.Array, signals: jax.Array) -> jax.Array | float:
+        """Half widths that sampling noise adds, [P, Y]."""
+        if not self._noisy:
+            return 0.0
+        widths = jnp.zeros_like(x)
+        for noise, (experts, k), errors, layers in self._noisy:
+            tokens = jnp.maximum(signals[self._tokens, layers], 1.0)
+            predicates = np.flatnonzero(errors)[:, None]
+            value = noise(x[predicates, layers], tokens, experts, k)
+            widths = widths.at[predicates, layers].set(errors[predicates] * value)
+        return widths
+
+
+def _noisy(
+    predicates: Sequence[Predicate], signals: Mapping[str, Signal], sizes: Sequence[tuple[int, int]]
+) -> list[tuple[Noise, tuple[int, int], np.ndarray, np.ndarray]]:
+    """For each formula of noise and each (E, k): the standard errors that predicates ask for, [P], and the
+    layers of that size."""
+    errors: dict[Noise, np.ndarray] = {}
+    for i, predicate in enumerate(predicates):
+        noise = signals[predicate.signal].noise
+        if predicate.sampling and noise is not None and predicate.sense in ("high", "low"):
+            errors.setdefault(noise, np.zeros(len(predicates), np.float32))[i] = predicate.sampling
+    layers = {size: np.flatnonzero([size == each for each in sizes]) for size in sizes}
+    return [(noise, size, each, layers[size]) for noise, each in errors.items() for size in layers]
 
 
 def explicit(predicate: Predicate, signal: Signal, experts: int, k: int) -> Predicate:

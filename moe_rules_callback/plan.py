@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import logic
+from .deduction import Deduction
 from .errors import MetricsError, MissingSignalError
 from .formula import Rule
 from .judges import Judges, explicit
 from .metrics import ROUTER_METRICS, Routers
 from .program import Program
 from .records import Schema, SignalInfo
-from .signals import RecordedSignal, RouterSignal, WindowSignal
+from .signals import TOKENS, RecordedSignal, RouterSignal, WindowSignal
 from .state import AuditState, Rows
 from .statistics import NEED_LOGITS, Statistics, measure
 from .summaries import Summary
@@ -64,9 +65,13 @@ class Plan:
         self._vocabulary, self._ring = vocabulary, ring
         self.layout = vocabulary.layout
         found = vocabulary.choose(rules, optional)
-        self._program = Program([rule.formula for rule in found])
+        names = vocabulary.concluded(found)
+        self._program = Deduction(found, names) if names else Program([rule.formula for rule in found])
         predicates = [vocabulary.predicate(name) for name in self._program.atoms]
-        self._order = self._signals([predicate.signal for predicate in predicates], record)
+        used = [predicate.signal for predicate in predicates]
+        if any(predicate.sampling for predicate in predicates) and not vocabulary.missing(TOKENS):
+            used.append(TOKENS)
+        self._order = self._signals(used, record)
 
         groups = self.layout.groups
         sizes = [(experts, k or 1) for (experts, k), names in groups.items() for _ in names] or [(1, 1)]

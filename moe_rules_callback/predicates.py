@@ -37,6 +37,9 @@ class Predicate:
         slope: steepness, per unit of the signal.
         margin: half the width of the interval, in units of the signal.
         window: rows that trends, and signals without a shipped ramp, look back.
+        sampling: standard errors by which the margin is widened, of the noise that a signal has because it
+            is measured on so many tokens; few tokens then make a wide interval. Applies where the noise of
+            the signal and the number of tokens are known.
     """
 
     signal: str
@@ -45,6 +48,7 @@ class Predicate:
     slope: float = SLOPE
     margin: float = MARGIN
     window: int = WINDOW
+    sampling: float = 0.0
 
 
 ALIASES = {"activation_entropy": "router_entropy", "weight_magnitude": "weight_norm"}
@@ -59,6 +63,11 @@ TUTORIAL = {
     "stable_loss": Predicate("loss", "stable", 0.5),
     "decreasing_loss": Predicate("loss", "decreasing", 0.4),
 }
+
+
+def is_measured(name: str, own: Mapping[str, Predicate]) -> bool:
+    """Whether a name in a rule can only be that of a predicate; any other may be concluded."""
+    return name in own or name in TUTORIAL or name.partition("_")[0] in SENSES
 
 
 def resolve(name: str, own: Mapping[str, Predicate], signals: Mapping[str, Signal]) -> Predicate:
@@ -83,7 +92,8 @@ def resolve(name: str, own: Mapping[str, Predicate], signals: Mapping[str, Signa
         advice = f"'{rest}' is neither a shipped signal nor a scalar that this step passes"
     else:
         advice = f"a predicate is one of {', '.join(f'{s}_X' for s in SENSES)} for a signal X"
+    concluded = "" if is_measured(name, own) else f", or conclude it by a rule, evidence -> {name}"
     raise UnknownNameError(
         f"no predicate is called '{name}': {advice}.{closest(name, known)} Define it under "
-        f"[predicates.{name}] in a rule file, or pass the scalar in the metrics of every step."
+        f"[predicates.{name}] in a rule file, or pass the scalar in the metrics of every step{concluded}."
     )

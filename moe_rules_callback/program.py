@@ -63,6 +63,7 @@ class Program:
 
     Attributes:
         atoms: the predicates that occur, in order of first occurrence.
+        stages: length of the states.
     """
 
     def __init__(self, formulas: Sequence[Formula]) -> None:
@@ -84,6 +85,10 @@ class Program:
             self._add([n for n in nodes if isinstance(n, Always | Once | Since)], self._past)
             self._add([n for n in nodes if isinstance(n, Previously)], _Stage)
         self._rules = np.array([self._index[formula] for formula in formulas], int)
+
+    @property
+    def stages(self) -> int:
+        return len(self._stages)
 
     def init(self, layers: int) -> States:
         """State before the first row."""

@@ -6,7 +6,7 @@
     signal = "queue_length"
     is = "high"                        # high | low | increasing | decreasing | stable
     offset = 40.0                      # optional: where truth is one half
-    slope = 0.2                        # optional, like margin and window
+    slope = 0.2                        # optional, like margin, window and sampling
 
     [rules.congestion]
     rule = "0.85 :: high_queue_length & ~high_routing_confidence"
@@ -99,6 +99,7 @@ _PREDICATE = {
     "slope": _Value("a number above 0", lambda x: _is_number(x) and x > 0),
     "margin": _Value("a number, 0 or more", lambda x: _is_number(x) and x >= 0),
     "window": _Value("a whole number of rows, 2 or more", lambda n: type(n) is int and n >= 2),
+    "sampling": _Value("a number, 0 or more", lambda x: _is_number(x) and x >= 0),
 }
 
 

@@ -90,6 +90,7 @@ STATISTICS: dict[str, Callable[[Routers], jax.Array]] = {
         log_partition_square,
     )
 }  # fmt: skip
+TOKENS = "tokens"  # how many a summary rests on, which each has anyway
 NEED_K = frozenset({"boundary", "load", "recent_load", "pairs"})
 NEED_LOGITS = frozenset({"logit_square", "log_partition_square"})
 
@@ -113,7 +114,7 @@ class Statistics:
 
 def summarise(routers: Routers, names: Iterable[str]) -> Summary:
     """The statistics `names` of the layers of one router array."""
-    values = {name: STATISTICS[name](routers) for name in names}
+    values = {name: STATISTICS[name](routers) for name in names if name != TOKENS}
     return Summary(routers.names, routers.experts, routers.k, routers.tokens, values)
 
 
@@ -126,10 +127,13 @@ def measure(routers: Iterable[Routers | Summary], names: Iterable[str]) -> list[
         groups.setdefault((each.experts, each.k), []).append(summary)
     measured: list[Statistics] = []
     for (experts, k), members in groups.items():
-        weight = jnp.concatenate([each.tokens for each in members])
-        weight = weight / weight.sum()  # NaN when no layer has a token left
+        tokens = jnp.concatenate([each.tokens for each in members])
+        weight = tokens / tokens.sum()  # NaN when no layer has a token left
         values: dict[str, jax.Array] = {}
         for name in names:
+            if name == TOKENS:
+                values[name] = jnp.append(tokens, tokens.sum())
+                continue
             layers = jnp.concatenate([each.values[name] for each in members])
             share = weight.reshape(-1, *(1,) * (layers.ndim - 1))
             pooled = jnp.where(share == 0, 0, share * layers).sum(0)

@@ -6,15 +6,18 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 
-from .errors import MissingSignalError, UnknownNameError, closest
-from .formula import Rule, variables
+from .conclusions import concluded, is_axiom
+from .errors import MissingSignalError, RulebookError, UnknownNameError, closest
+from .formula import Rule, Var, variables
 from .metrics import ROUTER_METRICS, TREES, Routers, collect, scalars
-from .predicates import Predicate, resolve
+from .predicates import Predicate, is_measured, resolve
 from .signals import RecordedSignal, RouterSignal, Signal, WindowSignal, recorded, scalar, shipped
+from .statistics import TOKENS
 from .summaries import Recorded, Summary, summaries
 
 log = logging.getLogger("moe_rules_callback")
@@ -130,7 +133,7 @@ class Vocabulary:
                 self.layout.metrics, self.layout.k_known
             ):
                 needs |= set(signal.needs)
-        return needs - {"recent_load"}
+        return needs - {"recent_load", TOKENS}
 
     def _computes(self, name: str) -> bool:
         """Whether a signal over parameters or gradients finds in them what it is about."""
@@ -149,41 +152,56 @@ class Vocabulary:
                 return False
         return True
 
+    def concluded(self, rules: Sequence[Rule]) -> tuple[str, ...]:
+        """The names that rules conclude, see `conclusions`."""
+        return concluded(rules, partial(is_measured, own=self._predicates))
+
     def choose(self, rules: Sequence[Rule], optional: Sequence[Rule]) -> list[Rule]:
         """The rules that can be evaluated: all of `rules`, and of `optional` those with their signals.
+
+        A rule over each concluded name that has none is added, so that it has a row.
 
         Raises:
             UnknownNameError, MissingSignalError: one of `rules` cannot be. Of `optional` such rules are
                 left out, with one warning that says what to pass.
+            RulebookError: a rule has the name of a conclusion, and is not about it.
         """
         given = ", ".join(sorted(self.layout.metrics)) or "none"
-        for rule in rules:
-            signal, what = self._gap(rule)
-            if what:
-                raise MissingSignalError(
-                    f"rule '{rule.name}' needs the signal '{signal}', which the metrics of this step do not "
-                    f"give: pass {what}. They are: {given}."
-                )
         left_out: dict[str, list[str]] = {}
-        kept = list(rules)
-        for rule in optional:
-            try:
-                _, what = self._gap(rule)
-                advice = f"pass {what} for "
-            except UnknownNameError as error:
-                what, advice = str(error), f"{error} Hence without "
-            if what:
-                left_out.setdefault(advice, []).append(rule.name)
-            else:
-                kept.append(rule)
+        kept = [*rules, *optional]
+        while True:  # until no rule rests on a conclusion whose axioms were left out
+            names, before = self.concluded(kept), kept
+            kept = []
+            for rule in before:
+                own = any(rule is mine for mine in rules)
+                try:
+                    signal, what = self._gap(rule, names)
+                    advice = f"pass {what} for "
+                except UnknownNameError as error:
+                    if own:
+                        raise
+                    signal, what, advice = "", str(error), f"{error} Hence without "
+                if what and own:
+                    raise MissingSignalError(
+                        f"rule '{rule.name}' needs the signal '{signal}', which the metrics of this step do "
+                        f"not give: pass {what}. They are: {given}."
+                    )
+                if what:
+                    left_out.setdefault(advice, []).append(rule.name)
+                else:
+                    kept.append(rule)
+            if len(kept) == len(before):
+                break
         if left_out:
             told = "; ".join(advice + ", ".join(names) for advice, names in left_out.items())
             log.warning("rules without their signals are left out: %s", told)
-        return kept
+        return [*kept, *_rows_of(names, kept)]
 
-    def _gap(self, rule: Rule) -> tuple[str, str]:
+    def _gap(self, rule: Rule, names: Sequence[str]) -> tuple[str, str]:
         """(signal, what to pass) for the first signal of a rule that cannot be computed, else empty."""
         for name in dict.fromkeys(variables(rule.formula)):
+            if name in names:
+                continue
             try:
                 signal = self.predicate(name).signal
             except UnknownNameError as error:
@@ -191,3 +209,16 @@ class Vocabulary:
             if what := self.missing(signal):
                 return signal, what
         return "", ""
+
+
+def _rows_of(names: Sequence[str], rules: Sequence[Rule]) -> list[Rule]:
+    """A rule, without a kind, over each concluded name that no rule is called by."""
+    by_name = {rule.name: rule for rule in rules}
+    for name in names:
+        if (same := by_name.get(name)) and (is_axiom(same, names) or name not in variables(same.formula)):
+            raise RulebookError(
+                f"'{name}' is what a rule concludes, and the name of another thing: {same.formula}. The "
+                f"conclusion has a row of its own under this name. Rename the rule; a rule '{name}' may only "
+                f"say how the conclusion is judged, for instance {name} = '0.8 :: {name}' with its kind."
+            )
+    return [Rule(name, Var(name)) for name in names if name not in by_name]

@@ -213,6 +213,7 @@ def router_signals(affinity: Any, k: int, index: Any = None, mask: Any = None) -
         "load_gini": gini(q),
         "load_balancing_loss": experts * sum(q * mean_p),
         "expert_coactivation": max(pairs, default=0.0),
+        "router_tokens": len(p),
     }
 
 

@@ -180,7 +180,7 @@ def test_what_wins() -> None:
             "zzz",
             "no predicate is called 'zzz': a predicate is one of high_X, low_X, increasing_X, decreasing_X, "
             "stable_X for a signal X. Define it under [predicates.zzz] in a rule file, or pass the scalar in "
-            "the metrics of every step.",
+            "the metrics of every step, or conclude it by a rule, evidence -> zzz.",
         ),
         ("high_", "no predicate is called 'high_': '' is neither a shipped signal nor a scalar"),
     ],

@@ -144,6 +144,7 @@ RANGES = {
     "load_gini": (0, 1 - 1 / 8),
     "load_balancing_loss": (0, 8),
     "expert_coactivation": (0, 1),
+    "router_tokens": (T, T),
 }
 
 
