@@ -3,12 +3,12 @@
     loads:    always[16](high_load_cv) -> collapse
     pupils:   high_router_mutual_information -> ~collapse
 
-Such rules are axioms: what they say is taken for true, and the truth of the name on the right follows. This is
-the downward inference of Logical Neural Networks (Riegel et al. 2020, arXiv 2006.13155): of x -> y, certain, with
-x in [L, U] follows y >= L; of x -> ~y follows y <= 1 - L. Several axioms tighten the same name together, and
-where they disagree its lower bound comes to stand above its upper bound: a contradiction.
+Such rules are axioms: what they say is taken for true, and the truth of the name on the right follows. This
+is the downward inference of Logical Neural Networks (Riegel et al. 2020, arXiv 2006.13155): of x -> y, which
+is certain, with x in [L, U] follows y >= L; of x -> ~y follows y <= 1 - L. Several axioms tighten the same
+name together, and where they disagree its lower bound comes to stand above its upper: a contradiction.
 
-An axiom is brought into clauses: the weighted disjunction of its literals is at least as true as its evidence,
+An axiom is brought into clauses: its literals' weighted disjunction is at least as true as the evidence,
 
     evidence & a -> b | 2*~c        sum(1 - a, b, 2 (1 - c)) >= evidence
 
@@ -161,6 +161,6 @@ def _sides(formula: Formula) -> tuple[Formula, ...] | None:
 def _refused(rule: Rule, why: str) -> RulebookError:
     return RulebookError(
         f"rule '{rule.name}' concludes what nothing measures, and {why}: {rule.formula}. Write it as several "
-        f"rules, evidence -> name or evidence -> ~name; a window or warm-up goes into the evidence, or into a "
-        f"rule over the name."
+        f"rules, evidence -> name or evidence -> ~name; a window or warm-up goes into the evidence, or into "
+        f"a rule over the name."
     )

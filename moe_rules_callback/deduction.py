@@ -3,8 +3,8 @@
     deduction = Deduction(rules, ["collapse"])        # a `Program`, with the names that are concluded
     deduction.atoms                                   # the predicates that are measured
 
-The row of an axiom holds the truth of its evidence: how far it speaks. The row of a rule over a concluded name
-holds what follows for that name from all axioms together.
+The row of an axiom holds the truth of its evidence: how far it speaks. The row of a rule over a concluded
+name holds what follows for that name from all axioms together.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Inference:
 
     A clause with literals l_i of weights w_i and evidence e is the linear inequality sum_i w_i l_i >= e: the
     root of the axiom is true, and a clamp at 1 does not matter below it. Each literal is at least what the
-    others cannot reach, w_i l_i >= e - sum_(j != i) w_j max l_j. Where clauses join several names this is done
-    once for each name, so that what follows from one reaches all.
+    others cannot reach, w_i l_i >= e - sum_(j != i) w_j max l_j. Where clauses join several names this is
+    done once for each name, so that what follows from one reaches all.
 
     Args:
         clauses: K of them.

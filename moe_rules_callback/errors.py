@@ -9,6 +9,7 @@
     ├── PluginError (RuntimeError)       two plugins disagree, or one is unusable
     ├── HistoryError (RuntimeError)      a history cannot be written or read
     ├── LogError (ValueError)            a training log cannot be read, or not be understood
+    ├── FitError (ValueError)            labels are too few, or say nothing about the runs
     └── TracingError (ValueError)        a function cannot be traced, queried or changed as asked
 
 Each message says what is wrong, the usual cause, and what to do.
@@ -64,6 +65,10 @@ class HistoryError(MoeRulesError, RuntimeError):
 
 class LogError(MoeRulesError, ValueError):
     """A training log cannot be read, or it does not say which of its columns means what."""
+
+
+class FitError(MoeRulesError, ValueError):
+    """Rules cannot be fitted to these runs and labels."""
 
 
 class TracingError(MoeRulesError, ValueError):

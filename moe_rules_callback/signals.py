@@ -32,6 +32,8 @@ from .trends import resistant_slope, spike_score
 
 Ramp = tuple[float, float]  # offset, scale: truth .5 at the offset, certain half a scale away
 Ramps = Callable[[int, int], Mapping[str, Ramp]]  # of (E, k): ramps for "high" and "low"
+Noise = Callable[[jax.Array, jax.Array, int, int], jax.Array]  # (value, tokens, E, k) -> standard error
+TOKENS = "router_tokens"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Signal:
         needs: the metrics that it reads; "*" for all.
         long_name, units: for histories and plots.
         ramps: where `high_` and `low_` turn, by (E, k); None: judged by its own rolling history.
+        noise: standard error of the value because it is measured on so many tokens; None: not known.
     """
 
     compute: Callable[..., jax.Array]
@@ -50,6 +53,7 @@ class Signal:
     long_name: str = ""
     units: str = "1"
     ramps: Ramps | None = None
+    noise: Noise | None = None
 
     def missing(self, metrics: frozenset[str], k_known: bool) -> str:
         """What to pass so that the signal can be computed, or "" when it can."""
@@ -110,6 +114,27 @@ def _cv(share: jax.Array) -> jax.Array:
 def _log(experts: int) -> float:
     """ln E; NaN for one expert, of which there is nothing to choose and nothing to judge."""
     return math.log(experts) if experts > 1 else math.nan
+
+
+def _of_mean(value: jax.Array, tokens: jax.Array, experts: int, k: int) -> jax.Array:
+    """The most that the mean of numbers in 0..1 can stray: their variance is at most m (1 - m) (Bhatia and
+    Davis 2000, Amer. Math. Monthly 107)."""
+    return jnp.sqrt(jnp.clip(value * (1 - value), 0.0, 0.25) / tokens)
+
+
+def _of_loads(factor: Callable[[int, int], float]) -> Noise:
+    """Multiples of the load_cv that even routing has by chance, sqrt((E - k) / (k N)): each of N tokens takes
+    k of E experts, so that an expert's load is binomial."""
+
+    def noise(value: jax.Array, tokens: jax.Array, experts: int, k: int) -> jax.Array:
+        return factor(experts, k) * math.sqrt((experts - k) / k) / jnp.sqrt(tokens)
+
+    return noise
+
+
+def router_tokens(s: Statistics) -> jax.Array:
+    """Tokens that the statistics of a step are means over."""
+    return s["tokens"]
 
 
 def router_entropy(s: Statistics) -> jax.Array:
@@ -205,9 +230,15 @@ def router_z_loss(s: Statistics) -> jax.Array:
     return s["log_partition_square"]
 
 
-def _router(function: Callable[..., jax.Array], needs: str, ramps: Ramps, units: str = "1") -> RouterSignal:
+def _router(
+    function: Callable[..., jax.Array],
+    needs: str,
+    ramps: Ramps | None,
+    units: str = "1",
+    noise: Noise | None = None,
+) -> RouterSignal:
     long_name = (function.__doc__ or "").split("\n")[0].rstrip(".")
-    return RouterSignal(function, tuple(needs.split()), long_name, units, ramps)
+    return RouterSignal(function, tuple(needs.split()), long_name, units, ramps, noise)
 
 
 def _dead(experts: int, k: int) -> dict[str, Ramp]:
@@ -222,27 +253,49 @@ def _entropy(experts: int, k: int) -> dict[str, Ramp]:
     return {"high": (0.95, 0.2), "low": (0.6, 1.0)}
 
 
+def _one(experts: int, k: int) -> float:
+    return 1.0
+
+
+def _of_first(experts: int, k: int) -> float:
+    """expert_imbalance is the cv of first choices over sqrt(E - 1), k = 1 whatever k is."""
+    return math.sqrt(k / max(experts - k, 1))
+
+
 ROUTER_SIGNALS: dict[str, RouterSignal] = {
-    "router_entropy": _router(router_entropy, "entropy", _entropy),
-    "routing_confidence": _router(routing_confidence, "confidence", _confidence),
-    "routing_margin": _router(routing_margin, "margin", _unit(0.5, 0.1, 0.3)),
+    "router_entropy": _router(router_entropy, "entropy", _entropy, noise=_of_mean),
+    "routing_confidence": _router(routing_confidence, "confidence", _confidence, noise=_of_mean),
+    "routing_margin": _router(routing_margin, "margin", _unit(0.5, 0.1, 0.3), noise=_of_mean),
     "boundary_margin": _router(boundary_margin, "boundary", _unit(0.2, 0.02, 0.2)),
     "router_mutual_information": _router(
-        router_mutual_information, "probability entropy", _unit(0.2, 0.08, 0.2)
+        router_mutual_information, "probability entropy", _unit(0.2, 0.08, 0.2), noise=_of_mean
     ),
-    "load_cv": _router(load_cv, "load", _of_maximum(_worst_cv, 0.4, 0.2, 0.5)),
-    "load_cv_normalised": _router(load_cv_normalised, "load", _unit(0.4, 0.2, 0.5)),
-    "expert_imbalance": _router(expert_imbalance, "first", _unit(0.2, 0.5)),
-    "max_violation": _router(max_violation, "load", _of_maximum(lambda e, k: e / k - 1, 0.35, 0.15, 0.5)),
+    "load_cv": _router(load_cv, "load", _of_maximum(_worst_cv, 0.4, 0.2, 0.5), noise=_of_loads(_one)),
+    "load_cv_normalised": _router(
+        load_cv_normalised,
+        "load",
+        _unit(0.4, 0.2, 0.5),
+        noise=_of_loads(lambda e, k: 1 / max(_worst_cv(e, k), 1e-3)),
+    ),
+    "expert_imbalance": _router(expert_imbalance, "first", _unit(0.2, 0.5), noise=_of_loads(_of_first)),
+    "max_violation": _router(
+        max_violation,
+        "load",
+        _of_maximum(lambda e, k: e / k - 1, 0.35, 0.15, 0.5),
+        noise=_of_loads(lambda e, k: math.sqrt(2 * math.log(max(e, 2)))),  # of the largest of E
+    ),
     "effective_experts": _router(
         effective_experts, "load", _of_maximum(lambda e, k: e, 0.95, 0.8, 0.5), "experts"
     ),
     "dead_expert_fraction": _router(dead_expert_fraction, "recent_load", _dead),
-    "load_gini": _router(load_gini, "load", _unit(0.35, 0.15, 0.5)),
+    "load_gini": _router(
+        load_gini, "load", _unit(0.35, 0.15, 0.5), noise=_of_loads(lambda e, k: 1 / math.sqrt(math.pi))
+    ),
     "load_balancing_loss": _router(load_balancing_loss, "load probability", _unit(1.5, 0.95, 0.5)),
     "expert_coactivation": _router(expert_coactivation, "pairs", _unit(0.8, 0.4)),
     "router_logit_rms": _router(router_logit_rms, "logit_square", _unit(8.0, 0.1, 8.0)),
     "router_z_loss": _router(router_z_loss, "log_partition_square", _unit(50.0, 1.0, 50.0)),
+    "router_tokens": _router(router_tokens, "tokens", None, "tokens"),
 }
 
 MODEL_SIGNALS: dict[str, Signal] = {
@@ -285,8 +338,31 @@ WINDOW_SIGNALS: dict[str, WindowSignal] = {
     ),
 }
 
-# Ramps of scalars that only the trainer can know.
-SCALAR_RAMPS: dict[str, Ramps] = {"dropped_token_fraction": _unit(0.03, 0.01, 0.05)}
+def _flips(experts: int, k: int) -> dict[str, Ramp]:
+    chance = 1 - k / experts
+    return {"high": (0.5 * chance, 0.5 * chance + 1e-3), "low": (0.01, 0.02)}
+
+
+def _saturation(experts: int, k: int) -> dict[str, Ramp]:
+    chance = k / experts
+    return {"high": (0.8, 0.4), "low": (chance + 0.2 * (1 - chance), 0.3)}
+
+
+# Scalars that the trainer passes: ramps, and long names where the name does not say it.
+SCALAR_RAMPS: dict[str, Ramps] = {
+    "dropped_token_fraction": _unit(0.03, 0.01, 0.05),
+    "routing_flip_rate": _flips,
+    "router_noise_repetition": _unit(0.5, 0.25, 0.5),
+    "router_precision_disagreement": _unit(0.0003, 0.0001, 0.0005),
+    "router_saturation": _saturation,
+}
+SCALAR_NAMES: dict[str, str] = {
+    "routing_flip_rate": "Share of chosen experts that the last probe did not choose, worst layer",
+    "router_noise_repetition": "Correlation of the router's noise with that of the last probe",
+    "router_precision_disagreement": "Share of chosen experts that float32 does not choose, worst layer",
+    "router_saturation": "Share of chosen experts that the reference chose too, worst layer",
+    "router_probe_age": "Steps since the probe that its scalars are from",
+}
 
 
 def shipped() -> dict[str, Signal]:
@@ -301,9 +377,10 @@ def scalar(name: str) -> Signal:
         return jnp.asarray(metrics[name], jnp.float32)
 
     if (same := shipped().get(name)) is not None:
-        return Signal(given, (name,), same.long_name, same.units, same.ramps)
+        return Signal(given, (name,), same.long_name, same.units, same.ramps, same.noise)
     units = "nat" if name == "loss" else "1"
-    return Signal(given, (name,), name.replace("_", " "), units, SCALAR_RAMPS.get(name))
+    long_name = SCALAR_NAMES.get(name, name.replace("_", " "))
+    return Signal(given, (name,), long_name, units, SCALAR_RAMPS.get(name))
 
 
 def recorded(name: str) -> RecordedSignal:
@@ -315,4 +392,5 @@ def recorded(name: str) -> RecordedSignal:
         same.long_name,
         same.units,
         same.ramps,
+        same.noise,
     )
