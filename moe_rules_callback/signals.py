@@ -28,7 +28,7 @@ from jax.scipy.special import entr
 from . import trees
 from .metrics import expert_counts
 from .statistics import NEED_K, NEED_LOGITS, Statistics
-from .trends import resistant_slope, spike_score
+from .trends import level_shift, resistant_slope, spike_score
 
 Ramp = tuple[float, float]  # offset, scale: truth .5 at the offset, certain half a scale away
 Ramps = Callable[[int, int], Mapping[str, Ramp]]  # of (E, k): ramps for "high" and "low"
@@ -175,6 +175,23 @@ def load_cv_normalised(s: Statistics) -> jax.Array:
     return _cv(s["load"]) / (worst or jnp.inf)
 
 
+def load_cv_living(s: Statistics) -> jax.Array:
+    """load_cv over the n experts that get a tenth of a fair share or more, / sqrt(n/k - 1); 0..1.
+
+    One silent expert among others that share evenly was masked or broke; a router that collapses leaves its
+    living experts uneven too.
+    """
+    assert s.k is not None
+    load = s["load"]
+    living = load >= 0.1 / s.experts
+    count = living.sum(-1)
+    mean = jnp.where(living, load, 0.0).sum(-1) / count
+    square = jnp.where(living, jnp.square(load - mean[..., None]), 0.0).sum(-1) / count
+    worst = jnp.sqrt(jnp.maximum(count / s.k - 1, 0.0))
+    value = jnp.sqrt(square) / mean / jnp.where(worst > 0, worst, jnp.inf)
+    return jnp.where(jnp.isfinite(load).all(-1), value, jnp.nan)
+
+
 def expert_imbalance(s: Statistics) -> jax.Array:
     """std(f) over its maximum sqrt(E - 1) / E; 1 when one expert is everyone's first choice."""
     worst = math.sqrt(s.experts - 1) / s.experts
@@ -277,6 +294,12 @@ ROUTER_SIGNALS: dict[str, RouterSignal] = {
         _unit(0.4, 0.2, 0.5),
         noise=_of_loads(lambda e, k: 1 / max(_worst_cv(e, k), 1e-3)),
     ),
+    "load_cv_living": _router(
+        load_cv_living,
+        "load",
+        _unit(0.4, 0.2, 0.5),
+        noise=_of_loads(lambda e, k: 1 / max(_worst_cv(e, k), 1e-3)),
+    ),
     "expert_imbalance": _router(expert_imbalance, "first", _unit(0.2, 0.5), noise=_of_loads(_of_first)),
     "max_violation": _router(
         max_violation,
@@ -304,6 +327,12 @@ MODEL_SIGNALS: dict[str, Signal] = {
     ),
     "gradient_norm": Signal(
         lambda m: trees.norm(m["grads"]), ("grads",), long_name="Euclidean norm of all gradients"
+    ),
+    "generalisation_ratio": Signal(
+        lambda m: jnp.asarray(m["validation_loss"], jnp.float32) / m["loss"],
+        ("validation_loss", "loss"),
+        long_name="Validation loss over training loss",
+        ramps=_unit(1.5, 0.6, 0.5),
     ),
     "router_gradient_share": Signal(
         lambda m: trees.router_share(m["grads"]),
@@ -336,7 +365,15 @@ WINDOW_SIGNALS: dict[str, WindowSignal] = {
         ramps=_unit(6.0, -6.0, 4.0),
         rows=129,
     ),
+    "loss_shift": WindowSignal(
+        level_shift,
+        ("loss",),
+        "Standard errors of the mean loss of 8 rows above the line through the 56 before",
+        ramps=_unit(5.0, -5.0, 4.0),
+        rows=64,
+    ),
 }
+
 
 def _flips(experts: int, k: int) -> dict[str, Ramp]:
     chance = 1 - k / experts

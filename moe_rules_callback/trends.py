@@ -16,6 +16,7 @@ from jax.scipy.special import ndtr
 
 Function = Callable[[jax.Array, jax.Array], jax.Array]
 TINY = 1e-30
+SHIFTED = 8  # newest rows whose level is compared with those before
 NOISE = 2.0  # standard errors within which a slope is none
 ROUNDING = 1e-6  # relative size of a difference between float32 values that means nothing
 
@@ -75,6 +76,31 @@ def spike_score(rows: jax.Array, age: jax.Array) -> jax.Array:
     variance = jnp.where(past, jnp.square(rows - mean), 0.0).sum(0) / (count - 1)
     score = (newest - mean) / jnp.sqrt(variance + jnp.square(ROUNDING * mean) + TINY)
     return jnp.where(count >= 3, score, jnp.nan)
+
+
+def level_shift(rows: jax.Array, age: jax.Array) -> jax.Array:
+    """By how many standard errors the mean of the newest 8 rows misses the line through the rows before.
+
+    The error is that of a prediction from a least-squares line: s sqrt(1 / m + 1 / n + d^2 / S), s the
+    residual standard deviation of the n older rows, S the spread of their positions, d the distance of the m
+    newest from their centre. A loss that falls steadily has no shift.
+    """
+    newest = (age < SHIFTED)[:, None] & jnp.isfinite(rows)
+    older = jnp.where((age < SHIFTED)[:, None], jnp.nan, rows)
+    finite = jnp.isfinite(older)
+    n, m = finite.sum(0), newest.sum(0)
+    x = -age.astype(rows.dtype)[:, None]
+    centre = jnp.where(finite, x, 0.0).sum(0) / n
+    away = jnp.where(finite, x - centre, 0.0)
+    spread = jnp.square(away).sum(0)
+    mean = jnp.where(finite, older, 0.0).sum(0) / n
+    difference = jnp.where(finite, older - mean, 0.0)
+    slope = (away * difference).sum(0) / spread
+    variance = jnp.square(difference - slope * away).sum(0) / (n - 2)
+    distance = jnp.where(newest, x, 0.0).sum(0) / m - centre
+    miss = jnp.where(newest, rows, 0.0).sum(0) / m - mean - slope * distance
+    error = variance * (1 / m + 1 / n + jnp.square(distance) / spread) + jnp.square(ROUNDING * mean) + TINY
+    return jnp.where((n >= 3) & (m > 0), miss / jnp.sqrt(error), jnp.nan)
 
 
 def resistant_slope(rows: jax.Array, age: jax.Array) -> jax.Array:

@@ -14,6 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
+CHOICES = {
+    "dataset": ("python", "prose", "code", "tables", "tinyshakespeare"),
+    "gate": ("softmax", "sigmoid"),
+}
+
 
 class ConfigError(ValueError):
     """Settings that do not go together."""
@@ -40,7 +45,7 @@ class Config:
     eval_batches: int = setting(8, "batches that one measurement takes")
 
     # The text
-    dataset: str = setting("python", "python (prose, code, tables of this installation) or tinyshakespeare")
+    dataset: str = setting("python", "prose, code, tables of this Python, all three, or tinyshakespeare")
     text: str = setting("", "train on this file instead, in UTF-8 or any other encoding")
 
     # The model
@@ -53,6 +58,7 @@ class Config:
     top_k: int = setting(2, "experts that every token uses")
     capacity_factor: float = setting(1.5, "places an expert has, relative to its fair share of the tokens")
     groups: int = setting(0, "parts of a batch that are dispatched on their own; 0: one a device")
+    gate: str = setting("softmax", "what makes probabilities of logits: softmax, or normalised sigmoid")
     router_noise: float = setting(0.1, "standard deviation of the noise on router logits in training")
 
     # The optimisation
@@ -63,6 +69,10 @@ class Config:
     balance_weight: float = setting(0.01, "of the load-balancing loss")
     z_weight: float = setting(0.001, "of the router z-loss")
 
+    # What goes wrong
+    fault: str = setting("", "name of a fault of reference.faults.catalogue that befalls the run")
+    fault_step: int = setting(-1, "step at which it sets in; -1: at its usual one")
+
     def __post_init__(self) -> None:
         positive = ("steps", "log_every", "eval_every", "eval_batches", "layers", "width", "heads",
                     "context", "experts", "expert_width", "top_k", "batch")  # fmt: skip
@@ -71,6 +81,9 @@ class Config:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
         if self.seed < 0 or self.capacity_factor <= 0:
             raise ConfigError("seed must be 0 or more, and capacity_factor above 0.")
+        for name, choices in CHOICES.items():
+            if (given := getattr(self, name)) not in choices:
+                raise ConfigError(f"{name} is {given!r}; it must be one of {', '.join(choices)}.")
         if self.width % self.heads:
             raise ConfigError(
                 f"width {self.width} is no multiple of the {self.heads} heads: change one of the two."
@@ -94,8 +107,8 @@ def from_command_line(arguments: Sequence[str] | None = None) -> Config:
         form: dict[str, Any] = {"type": types[field.name], "metavar": field.name.upper()}
         if types[field.name] is bool:
             form = {"action": argparse.BooleanOptionalAction}
-        elif field.name == "dataset":
-            form = {"choices": ("python", "tinyshakespeare")}
+        elif field.name in CHOICES:
+            form = {"choices": CHOICES[field.name]}
         parser.add_argument(option, default=field.default, help=field.metadata["help"], **form)
     try:
         return Config(**vars(parser.parse_args(arguments)))

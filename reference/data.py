@@ -45,6 +45,11 @@ class Corpus:
     train: tuple[np.ndarray, ...]
     validation: tuple[np.ndarray, ...]
 
+    def only(self, domain: str) -> Corpus:
+        """The corpus of one of the domains."""
+        d = self.domains.index(domain)
+        return Corpus((domain,), (self.train[d],), (self.validation[d],))
+
     def batch(
         self, rng: np.random.Generator, size: int, context: int, *, held_out: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +75,7 @@ class Corpus:
 
 
 def load_corpus(dataset: str = "python", text: str = "") -> Corpus:
-    """The data set `python` or `tinyshakespeare`, or the file `text` if one is named."""
+    """The data set `python`, one domain of it, or `tinyshakespeare`; or the file `text` if one is named."""
     if text:
         try:
             return _split({"text": Path(text).read_bytes()})
@@ -80,7 +85,8 @@ def load_corpus(dataset: str = "python", text: str = "") -> Corpus:
     if dataset == "tinyshakespeare":
         path = download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, "tinyshakespeare.txt")
         return _split({"shakespeare": path.read_bytes()})
-    return _python_corpus()
+    corpus = _python_corpus()
+    return corpus if dataset == "python" else corpus.only(dataset)
 
 
 def _python_corpus() -> Corpus:

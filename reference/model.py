@@ -64,25 +64,39 @@ class MoE(nnx.Module):
         B, T, D = x.shape
         N, E, k, G = B * T, self.config.experts, self.config.top_k, self.config.groups or 1
 
-        # The router is small and decides everything: float32, whatever the rest computes in.
-        logits = self.router(x.reshape(N, D).astype(jnp.float32))  # [N, E]
-        if key is not None:
-            logits += self.config.router_noise * jax.random.normal(key, logits.shape)
-        probs = jax.nn.softmax(logits)  # [N, E]
-        # The probabilities are not renormalised over the k chosen: with k = 1 that would make every
-        # gate 1 and leave the router without a gradient.
-        gate, expert_index = jax.lax.top_k(probs, k)  # [N, k] each
+        logits = self.score(x.reshape(N, D), key)  # [N, E]
+        probs = probabilities(logits, self.config.gate)  # [N, E]
+        gate, expert_index = self.choose(probs)  # [N, k] each
 
         # Each group of n tokens fills places of its own, so that no device waits for another's tokens.
         n = N // G
         capacity = min(n, math.ceil(self.config.capacity_factor * n * k / E))
         x, choice = x.reshape(G, n, D).astype(self.dtype), expert_index.reshape(G, n, k)
-        slot = jax.vmap(functools.partial(assign, experts=E, capacity=capacity))(choice)  # [G, n, k]
+        slot = jax.vmap(functools.partial(self.place, capacity=capacity))(choice)  # [G, n, k]
         inbox = jax.vmap(functools.partial(scatter, places=E * capacity))(x, slot)  # [G, E C, D]
         outbox = self.experts(inbox.reshape(G, E, capacity, D)).reshape(G, E * capacity, D)
         y = jax.vmap(gather)(outbox, slot, gate.reshape(G, n, k)).reshape(B, T, D)
         dropped = jnp.mean(slot == E * capacity, dtype=jnp.float32)
         return y, Routing(logits, probs, expert_index, dropped)
+
+    def score(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Logits [N, E] of tokens x [N, D]."""
+        # The router is small and decides everything: float32, whatever the rest computes in.
+        logits = self.router(x.astype(jnp.float32))
+        if key is not None:
+            logits += self.config.router_noise * jax.random.normal(key, logits.shape)
+        return logits
+
+    def choose(self, probs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The k best experts of each token, best first: their weights and their indices, [N, k] each."""
+        # The probabilities are not renormalised over the k chosen: with k = 1 that would make every
+        # gate 1 and leave the router without a gradient.
+        gate, expert_index = jax.lax.top_k(probs, self.config.top_k)
+        return gate, expert_index
+
+    def place(self, expert_index: jax.Array, capacity: int) -> jax.Array:
+        """The place of each assignment of a group, see `assign`: int32 [n, k]."""
+        return assign(expert_index, self.config.experts, capacity)
 
 
 class Experts(nnx.Module):
@@ -97,6 +111,11 @@ class Experts(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = jax.nn.gelu(jnp.einsum("gecd,edf->gecf", x, self.w_in[...].astype(self.dtype)))
         return jnp.einsum("gecf,efd->gecd", hidden, self.w_out[...].astype(self.dtype))  # [G, E, C, D]
+
+
+def probabilities(logits: jax.Array, gate: str) -> jax.Array:
+    """Softmax, or sigmoids divided by their sum over the experts: [N, E]."""
+    return jax.nn.softmax(jax.nn.log_sigmoid(logits) if gate == "sigmoid" else logits)
 
 
 def assign(expert_index: jax.Array, experts: int, capacity: int) -> jax.Array:
@@ -140,11 +159,11 @@ def z_loss(routing: Routing) -> jax.Array:
 class Block(nnx.Module):
     """Attention, then experts, each on a normalised copy of the residual stream."""
 
-    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: DTypeLike):
+    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: DTypeLike, moe: type[MoE]):
         self.norm1 = Norm(config.width, dtype=dtype, rngs=rngs)
         self.attention = Attention(config, rngs, dtype)
         self.norm2 = Norm(config.width, dtype=dtype, rngs=rngs)
-        self.moe = MoE(config, rngs, dtype)
+        self.moe = moe(config, rngs, dtype)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, Routing]:
         x = x + self.attention(self.norm1(x))
@@ -156,15 +175,16 @@ class GPT(nnx.Module):
     """Bytes in, logits of the next byte out.
 
     `dtype` is what the matrix products compute in, by default bfloat16 on an accelerator and float32
-    on a CPU; parameters, the residual stream, routers and logits are float32 always.
+    on a CPU; parameters, the residual stream, routers and logits are float32 always. `moe` is what the
+    feed-forward layers are made of.
     """
 
-    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: DTypeLike | None = None):
+    def __init__(self, config: Config, rngs: nnx.Rngs, dtype: DTypeLike | None = None, moe: type[MoE] = MoE):
         compute = dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
         init = nnx.initializers.normal(0.02)
         self.tokens = nnx.Embed(VOCABULARY, config.width, embedding_init=init, rngs=rngs)
         self.positions = nnx.Embed(config.context, config.width, embedding_init=init, rngs=rngs)
-        self.blocks = nnx.List([Block(config, rngs, compute) for _ in range(config.layers)])
+        self.blocks = nnx.List([Block(config, rngs, compute, moe) for _ in range(config.layers)])
         self.norm = Norm(config.width, dtype=compute, rngs=rngs)
         self.head = Linear(config.width, VOCABULARY, dtype=compute, rngs=rngs)
 

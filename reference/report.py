@@ -33,13 +33,14 @@ def introduction(config: Config, corpus: Corpus, parameters: int) -> str:
     texts = zip(corpus.domains, corpus.train, strict=True)
     sizes = ", ".join(f"{name} {len(text):,}" for name, text in texts)
     rules = f"{config.rules}, to {config.logdir}" if config.audit else "none"
+    fault = f"\nfault     {config.fault}, from step {config.fault_step} on" if config.fault else ""
     return (
         f"text      {config.text or config.dataset}, bytes to train on: {sizes}\n"
         f"model     {config.layers} blocks of width {config.width}, {config.experts} experts, "
         f"{config.top_k} a token; {parameters:,} parameters\n"
         f"devices   {jax.device_count()} x {jax.devices()[0].device_kind}; "
         f"{config.batch} sequences of {config.context} bytes a step\n"
-        f"audit     {rules}"
+        f"audit     {rules}{fault}"
     )
 
 

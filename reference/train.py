@@ -3,10 +3,12 @@
     python -m reference.train                                     # about two minutes on two CPU cores
     python -m reference.train --steps 200 --no-audit              # the same model, nothing watched
     python -m reference.train --dataset tinyshakespeare --experts 4 --width 256
+    python -m reference.train --fault dead_expert --fault-step 300
 
     result = train(Config(steps=200, logdir="runs/demo"))         # in a program
 
-The loop knows the audit in three places, marked AUDIT: it is made, it rides in the step, it is drained.
+The loop knows the audit in three places, marked AUDIT: it is made, it rides in the step (see `learning`), it
+is drained.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
@@ -35,11 +36,10 @@ from moe_rules_callback.plots import plot_audit
 from . import figures, report
 from .config import Config, ConfigError, from_command_line
 from .data import DataError, load_corpus
-from .model import GPT, Routing, balancing_loss, z_loss
+from .faults import learning as faulty
+from .faults.injection import Injection
+from .learning import SCALARS, create, learn, make_evaluation, make_step
 
-State = dict[str, Any]  # "learner": model and optimizer; "key"; "validation_loss"; "audit", if there is one
-SCALARS = ("loss", "validation_loss", "balancing_loss", "z_loss", "dropped_token_fraction",
-           "router_gradient_norm", "routing_accuracy", "domain_specialisation")  # fmt: skip
 AHEAD = 8  # steps that the host may be ahead of the devices
 
 
@@ -60,107 +60,12 @@ class Result:
     history: Path | None
 
 
-def create(config: Config) -> tuple[nnx.GraphDef, State]:
-    """A fresh model with its optimizer: the static part, and the arrays."""
-    peak, warmup = config.learning_rate, min(config.warmup, config.steps // 10)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, config.steps, end_value=peak / 10)
-    matrices = functools.partial(jax.tree.map, lambda a: a.ndim > 1)  # no decay on the scales of the norms
-    adamw = optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay, mask=matrices)
-    model = GPT(config, nnx.Rngs(config.seed))
-    optimizer = nnx.Optimizer(model, optax.chain(optax.clip_by_global_norm(1.0), adamw), wrt=nnx.Param)
-    graphdef, learner = nnx.split((model, optimizer))
-    key = jax.random.key(config.seed + 1)
-    return graphdef, {"learner": learner, "key": key, "validation_loss": jnp.float32(jnp.nan)}
-
-
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Mean over [B, T] in nats, from logits [B, T, V]."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
-
-
-def learn(
-    state: State,
-    tokens: jax.Array,
-    domain: jax.Array,
-    *,
-    graphdef: nnx.GraphDef,
-    config: Config,
-    domains: int,
-) -> tuple[State, dict[str, Any]]:
-    """One step: the new state, and every metric that an audit may want.
-
-    tokens [B, T + 1], domain [B]. A metric that nobody reads costs nothing: under jit it is never computed.
-    """
-
-    def loss_fn(model: GPT) -> tuple[jax.Array, Any]:
-        logits, routings = model(tokens[:, :-1], noise)
-        loss = cross_entropy(logits, tokens[:, 1:])
-        balance = jnp.stack([balancing_loss(r) for r in routings]).mean()
-        z = jnp.stack([z_loss(r) for r in routings]).mean()
-        total = loss + config.balance_weight * balance + config.z_weight * z
-        return total, ({"loss": loss, "balancing_loss": balance, "z_loss": z}, routings)
-
-    model, optimizer = nnx.merge(graphdef, state["learner"])
-    key, noise = jax.random.split(state["key"])  # fresh noise at every step
-    (_, (losses, routings)), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
-    optimizer.update(model, grads)
-
-    tables = count_choices(routings, domain, config, domains)  # [layers, k, domains, E]
-    routers = [block["moe"]["router"]["kernel"][...] for block in grads["blocks"].values()]  # each [D, E]
-    metrics = {
-        **losses,
-        "validation_loss": state["validation_loss"],  # the last one measured
-        "dropped_token_fraction": jnp.stack([r.dropped for r in routings]).mean(),
-        "router_gradient_norm": jnp.stack([jnp.linalg.norm(g) for g in routers]).min(),
-        "routing_accuracy": jax.vmap(figures.routing_accuracy)(tables).mean(),
-        "domain_specialisation": jax.vmap(figures.domain_specialisation)(tables).mean(),
-        "router_probs": [r.probs for r in routings],
-        "router_logits": [r.logits for r in routings],
-        "expert_index": [r.expert_index for r in routings],
-        "params": nnx.state(model, nnx.Param),
-        "grads": grads,
-    }
-    return {**state, "learner": nnx.state((model, optimizer)), "key": key}, metrics
-
-
-def make_step(graphdef: nnx.GraphDef, config: Config, domains: int, audit: Any = None) -> Callable:
-    """The pure function (state, tokens, domain) -> (state, scalars), with or without an audit in it.
-
-    Not jitted yet; whoever jits it may donate the state.
-    """
-
-    def step(state: State, tokens: jax.Array, domain: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-        new, metrics = learn(state, tokens, domain, graphdef=graphdef, config=config, domains=domains)
-        if audit is not None:
-            new["audit"] = audit.update(state["audit"], metrics)  # AUDIT: it rides in the step
-        return new, {name: metrics[name] for name in SCALARS}
-
-    return step
-
-
-def make_evaluation(graphdef: nnx.GraphDef, config: Config, domains: int) -> Callable:
-    """The pure function (learner, tokens, domain) -> (loss, `count_choices`), without noise."""
-
-    def evaluation(learner: nnx.State, tokens: jax.Array, domain: jax.Array) -> tuple[jax.Array, jax.Array]:
-        model, _ = nnx.merge(graphdef, learner)
-        logits, routings = model(tokens[:, :-1])
-        return cross_entropy(logits, tokens[:, 1:]), count_choices(routings, domain, config, domains)
-
-    return evaluation
-
-
-def count_choices(routings: list[Routing], domain: jax.Array, config: Config, domains: int) -> jax.Array:
-    """`figures.tally` of every layer, [layers, k, domains, E]; domain [B] is that of each sequence."""
-    by_token = jnp.repeat(domain, config.context)  # [N]
-    return jnp.stack([figures.tally(r.expert_index, by_token, domains, config.experts) for r in routings])
-
-
 def train(config: Config, say: Callable[[str], object] = print) -> Result:
     """Train as configured, tell `say` about it, and leave the audit's files in `config.logdir`.
 
     Raises:
         DataError: the text cannot be had or is too short.
-        ConfigError: the batch cannot be shared among the devices.
+        ConfigError: the batch cannot be shared among the devices, or there is no such fault.
     """
     if config.distributed:
         jax.distributed.initialize()
@@ -179,16 +84,19 @@ def train(config: Config, say: Callable[[str], object] = print) -> Result:
     # The text. Every process draws its own share of a batch; the held-out batches stay the same.
     corpus = load_corpus(config.dataset, config.text)
     rng = np.random.default_rng([config.seed, jax.process_index()])
+    injection = Injection(config, corpus) if config.fault else None
+    config = injection.config if injection else config
 
-    def draw(held_out: bool = False) -> list[jax.Array]:
-        share = corpus.batch(rng, config.batch // jax.process_count(), config.context, held_out=held_out)
+    def draw(source: Callable = corpus.batch, **which: Any) -> list[jax.Array]:
+        share = source(rng, config.batch // jax.process_count(), config.context, **which)
         return [jax.make_array_from_process_local_data(shared, array) for array in share]
 
     held_out = [draw(held_out=True) for _ in range(config.eval_batches)]
 
     # The model, a copy on every device.
     domains = len(corpus.domains)
-    graphdef, state = jax.jit(create, static_argnums=0, out_shardings=everywhere)(config)
+    begin, advance = (faulty.create, faulty.learn) if injection else (create, learn)
+    graphdef, state = jax.jit(begin, static_argnums=0, out_shardings=everywhere)(config)
     parameters = sum(array.size for array in jax.tree.leaves(nnx.merge(graphdef, state["learner"])[0]))
     say(report.introduction(config, corpus, parameters))
 
@@ -198,11 +106,12 @@ def train(config: Config, say: Callable[[str], object] = print) -> Result:
         audit = RuleAuditCallback(
             config.rules, logdir=config.logdir, signals=SCALARS, plugins=[verdicts], config=settings
         )
-        look = functools.partial(learn, graphdef=graphdef, config=config, domains=domains)
+        look = functools.partial(advance, graphdef=graphdef, config=config, domains=domains)
         _, metrics = jax.eval_shape(look, state, *held_out[0])
         state["audit"] = jax.jit(lambda: audit.init(metrics), out_shardings=everywhere)()
 
-    step = jax.jit(make_step(graphdef, config, domains, audit), donate_argnums=0, out_shardings=everywhere)
+    pure = make_step(graphdef, config, domains, audit, advance)
+    step = jax.jit(pure, donate_argnums=0, out_shardings=everywhere)
     evaluation = jax.jit(make_evaluation(graphdef, config, domains), out_shardings=everywhere)
 
     def validate() -> tuple[jax.Array, jax.Array]:
@@ -215,7 +124,11 @@ def train(config: Config, say: Callable[[str], object] = print) -> Result:
     losses, scalars, validation = [], {}, {0: float(state["validation_loss"])}
     with audit or nullcontext():
         for i in (bar := tqdm(range(config.steps), unit="step", disable=None)):
-            state, scalars = step(state, *draw())
+            if injection:
+                state, batch = {**state, "knobs": injection.knobs(i)}, draw(injection.batch, step=i)
+            else:
+                batch = draw()
+            state, scalars = step(state, *batch)
             if audit:
                 audit.drain(state)  # AUDIT: finished rows go to the host, which waits for nothing
             losses.append(scalars["loss"])

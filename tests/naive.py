@@ -194,6 +194,8 @@ def router_signals(affinity: Any, k: int, index: Any = None, mask: Any = None) -
     mean_p, mean_h = np.mean(p, axis=0), np.mean([entropy(x) for x in p])
     log_e = math.log(experts) if experts > 1 else math.nan
     cv, worst = q.std() / q.mean(), math.sqrt(experts / k - 1)
+    alive = q[q >= 0.1 / experts]
+    worst_alive = math.sqrt(max(len(alive) / k - 1, 0))
     pairs = [
         together[i, j] / together[i, i]
         for i in range(experts) for j in range(experts) if i != j and together[i, i]
@@ -206,6 +208,7 @@ def router_signals(affinity: Any, k: int, index: Any = None, mask: Any = None) -
         "router_mutual_information": (entropy(mean_p) - mean_h) / log_e,
         "load_cv": cv,
         "load_cv_normalised": cv / worst if worst else 0.0,
+        "load_cv_living": alive.std() / alive.mean() / worst_alive if worst_alive else 0.0,
         "expert_imbalance": first.std() / (math.sqrt(experts - 1) / experts) if experts > 1 else 0.0,
         "max_violation": q.max() / q.mean() - 1,
         "effective_experts": math.exp(entropy(q)),

@@ -137,6 +137,7 @@ RANGES = {
     "router_mutual_information": (0, 1),
     "load_cv": (0, math.sqrt(8 / 2 - 1)),
     "load_cv_normalised": (0, 1),
+    "load_cv_living": (0, 1),
     "expert_imbalance": (0, 1),
     "max_violation": (0, 8 / 2 - 1),
     "effective_experts": (1, 8),

@@ -132,8 +132,35 @@ def test_resistant_slope(window: int) -> None:
     assert ask(trends.resistant_slope, line)[0] == pytest.approx(0.25, abs=0.25 / window)
 
 
+def missed(y: np.ndarray) -> float:
+    """`level_shift` by a fitted polynomial and its covariance."""
+    t = np.arange(len(y))
+    old, new = np.isfinite(y) & (t < len(y) - 8), np.isfinite(y) & (t >= len(y) - 8)
+    (slope, level), cov = np.polyfit(t[old], y[old], 1, cov=True)
+    at = np.array([t[new].mean(), 1])
+    residual = y[old] - slope * t[old] - level
+    error = at @ cov @ at + residual.var(ddof=2) / new.sum()
+    return (y[new].mean() - at @ [slope, level]) / np.sqrt(error)
+
+
+def test_level_shift() -> None:
+    y = 3 - 0.02 * np.arange(64) + 0.1 * np.random.default_rng(3).normal(size=64)
+    for change in (0.0, 0.3, -1.0):
+        y[-8:] += change
+        assert ask(trends.level_shift, y)[0] == pytest.approx(missed(y), rel=1e-3)
+        assert shaken(trends.level_shift, y)[0] == pytest.approx(missed(y), rel=1e-3)
+    assert missed(y) < -10
+    y[[0, 20, 61]] = np.nan
+    assert ask(trends.level_shift, y)[0] == pytest.approx(missed(y), rel=1e-3)
+    y[-8:] = np.nan
+    assert np.isnan(ask(trends.level_shift, y)[0])
+    assert ask(trends.level_shift, np.full(64, 2.3))[0] == pytest.approx(0, abs=1e-3)
+    assert abs(ask(trends.level_shift, 7 - 0.25 * np.arange(64))[0]) < 0.5
+
+
 @pytest.mark.parametrize(
-    "function", [trends.rising, trends.steadiness, trends.spike_score, trends.resistant_slope]
+    "function",
+    [trends.rising, trends.steadiness, trends.spike_score, trends.resistant_slope, trends.level_shift],
 )
 def test_nothing_finite_is_nan(function: Any) -> None:
     assert np.isnan(ask(function, np.full(W, np.nan))).all()
