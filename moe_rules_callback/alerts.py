@@ -1,18 +1,19 @@
 """When a rule fires, in words.
 
 A rule fires when it is a risk that is TRUE or a health rule that is FALSE, from its warm-up on. An alert
-is raised when it begins to, after at least `QUIET` rows in which it did not: a rule that flickers around
-its threshold is told once.
+is raised when it begins to, after at least `QUIET` rows in which it did not, and ends when it has not for
+so many rows: a rule that flickers around its threshold is told once.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .formula import Rule
+from .formula import Rule, variables
 from .records import Records, Schema, fires_in
 from .syntax_hints import blank_comments
 
@@ -29,22 +30,32 @@ class Alert:
         step: of the first row in which it fired.
         layer: the layer that decided: highest lower bound for a risk, lowest upper bound otherwise.
         truth: (lower, upper) of the rule in that row, over all layers.
+        signals: the signals that its predicates judge, in that row and layer.
+        ended: step of the first of the rows in which it fired no more; None while it does.
     """
 
     rule: Rule
     step: int
     layer: str
     truth: tuple[float, float]
+    signals: Mapping[str, float] = field(default_factory=dict, hash=False)
+    ended: int | None = None
 
     def __str__(self) -> str:
-        """Verdict, why, next, on one line each."""
+        """Verdict, why, next, on one line each; of one that has ended, that it has."""
         rule, (lower, upper) = self.rule, self.truth
-        verdict = "is TRUE" if rule.kind == "risk" else "is FALSE"
+        verdict = "TRUE" if rule.kind == "risk" else "FALSE"
+        if self.ended is not None:
+            return (
+                f"{rule.name} has ended: {verdict} since step {self.step}, no longer since step {self.ended}"
+            )
+        values = ", ".join(f"{name} {value:.3g}" for name, value in self.signals.items())
         why = " ".join(filter(None, (rule.description, rule.cause and f"Likely cause: {rule.cause}")))
         where = f"since step {self.step} in layer '{self.layer}'"
         text = " ".join(blank_comments(rule.text).split()) or rule.formula
         lines = [
-            f"{rule.name} {verdict} {where} [{lower:.2f}, {upper:.2f}]",
+            f"{rule.name} is {verdict} {where} [{lower:.2f}, {upper:.2f}]"
+            + (f": {values}" if values else ""),
             f"  Why:  {text}" + (f". {why}" if why else ""),
         ]
         if rule.next_step:
@@ -63,20 +74,26 @@ def firing(records: Records) -> np.ndarray:
 
 
 class Watch:
-    """Notices when rules begin to fire, over batches of records."""
+    """Notices when rules begin to fire and when they have ended, over batches of records."""
 
     def __init__(self, schema: Schema) -> None:
         self._quiet = np.full(len(schema.rules), QUIET)  # rows since each rule last fired
+        self._quiet_since = np.zeros(len(schema.rules), np.int64)  # step of the first of them
+        self._open: dict[int, Alert] = {}  # alerts that have not ended, by the number of their rule
         self._blind = [i for i, signal in enumerate(schema.signals) if signal.per_layer]
 
     def __call__(self, records: Records) -> list[Alert]:
-        """Alerts of a batch, in the order of their steps."""
+        """Alerts that begin or end in a batch, in the order of the rows that decide."""
         self._look(records)
         alerts = []
         for row, fires in enumerate(firing(records)):
-            begins = np.flatnonzero(fires & (self._quiet >= QUIET))
-            alerts += [_alert(records, row, int(rule)) for rule in begins]
+            for rule in np.flatnonzero(fires & (self._quiet >= QUIET)).tolist():
+                self._open[rule] = alert_of(records, row, rule)
+                alerts.append(self._open[rule])
+            self._quiet_since = np.where(self._quiet == 0, records.step[row], self._quiet_since)
             self._quiet = np.where(fires, 0, self._quiet + 1)
+            for rule in [rule for rule in self._open if self._quiet[rule] >= QUIET]:
+                alerts.append(replace(self._open.pop(rule), ended=int(self._quiet_since[rule])))
         return alerts
 
     def _look(self, records: Records) -> None:
@@ -93,8 +110,16 @@ class Watch:
             self._blind = []
 
 
-def _alert(records: Records, row: int, number: int) -> Alert:
-    rule, layers = records.schema.rules[number], records.truth_layer[row, number]
-    worst = layers[:, 0].argmax() if rule.kind == "risk" else layers[:, 1].argmin()
+def alert_of(records: Records, row: int, number: int) -> Alert:
+    """The alert of a rule that fires in a row; both are given by their numbers."""
+    schema = records.schema
+    rule, layers = schema.rules[number], records.truth_layer[row, number]
+    worst = int(layers[:, 0].argmax() if rule.kind == "risk" else layers[:, 1].argmin())
     lower, upper = records[row : row + 1].truth[0, number]
-    return Alert(rule, int(records.step[row]), records.schema.layers[worst], (float(lower), float(upper)))
+    judged = [schema.predicates[name].signal for name in variables(rule.formula) if name in schema.predicates]
+    signals = {
+        name: float(records.signal_value[row, schema.signal_names.index(name), worst])
+        for name in judged
+        if name in schema.signal_names
+    }
+    return Alert(rule, int(records.step[row]), schema.layers[worst], (float(lower), float(upper)), signals)

@@ -16,9 +16,9 @@ of a hook's arguments, without defaults: pluggy passes nothing to an argument th
 that raises in an event is reported once, with its name, and switched off; training goes on. One that
 raises in a contribution is an error before training begins.
 
-Hooks run on the host. `on_records` and `on_alert` run on the audit's own thread, where a plugin may read
-`callback.history` but not call `flush` or `close`, which wait for that thread. The others run on the thread
-that calls the callback.
+Hooks run on the host. `on_records`, `on_alert` and `on_alert_end` run on the audit's own thread, where a
+plugin may read `callback.history` but not call `flush` or `close`, which wait for that thread. The others
+run on the thread that calls the callback.
 """
 
 from __future__ import annotations
@@ -85,6 +85,14 @@ def on_alert(alert: Alert) -> None:
     """A rule began to fire: a risk became TRUE or a health rule FALSE, after its warm-up.
 
     :param alert: rule, step, layer and the verdict in words.
+    """
+
+
+@hookspec
+def on_alert_end(alert: Alert) -> None:
+    """A rule that fired has not for 32 rows. An alert that lasts to the end of the run does not end.
+
+    :param alert: as `on_alert` got it, with `ended`, the step of the first of these rows.
     """
 
 

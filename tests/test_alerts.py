@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from collector import HOT, RULES, Collector
 
-from moe_rules_callback import Alert, Records, Rule, RuleAuditCallback, Schema, State
+from moe_rules_callback import (
+    Alert,
+    Predicate,
+    Records,
+    Rule,
+    RuleAuditCallback,
+    Schema,
+    SignalInfo,
+    State,
+)
 from moe_rules_callback.alerts import QUIET, Watch
 from moe_rules_callback.formula import Var
 from moe_rules_callback.language import parse_rule
@@ -37,7 +46,8 @@ def records(rules: tuple[Rule, ...], *states: tuple[State, ...], start: int = 0)
 
 def fired(rules: tuple[Rule, ...], *batches: Records) -> list[tuple[str, int]]:
     watch = Watch(batches[0].schema)
-    return [(alert.rule.name, alert.step) for batch in batches for alert in watch(batch)]
+    alerts = [alert for batch in batches for alert in watch(batch)]
+    return [(alert.rule.name, alert.step) for alert in alerts if alert.ended is None]
 
 
 def test_a_risk_fires_when_it_becomes_true():
@@ -68,6 +78,23 @@ def test_a_rule_without_a_kind_never_fires():
 def test_the_first_row_may_fire():
     rules = (rule("bad", kind="risk"),)
     assert fired(rules, records(rules, (T,))) == [("bad", 0)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_an_alert_ends_when_its_rule_has_been_quiet(size: int):
+    """Rows are numbered by tens: the bad rule fires in 20 to 40, 60 and, after an end, from 420 on."""
+    rules = (rule("bad", kind="risk"), rule("other", kind="health"))
+    bad = [F, F, T, T, T, U, T, *[F] * (QUIET + 3), T, T, *[F] * (QUIET - 1)]
+    rows = records(rules, *[(state, F if i == 2 else T) for i, state in enumerate(bad)])
+    rows.step[:] *= 10
+    watch = Watch(rows.schema)
+    alerts = [alert for i in range(0, len(rows), size) for alert in watch(rows[i : i + size])]
+    told = [(alert.rule.name, alert.step, alert.ended) for alert in alerts]
+    assert told == [
+        ("bad", 20, None), ("other", 20, None), ("other", 20, 30), ("bad", 20, 70),
+        ("bad", 10 * (QUIET + 10), None),
+    ]  # fmt: skip
+    assert alerts[3] == replace(alerts[0], ended=70)
 
 
 def test_batches_are_one_history():
@@ -119,9 +146,30 @@ def test_an_alert_in_words():
         "Likely cause: the balancing loss is too weak.\n"
         "  Next: Raise the loss weight."
     )
+    ended = replace(Alert(told, 120, "block_3/moe", (0.914, 0.998)), ended=340)
+    assert str(ended) == "load_imbalance has ended: TRUE since step 120, no longer since step 340"
     bare = Rule("routing", Var("sure"), kind="health")
     assert str(Alert(bare, 0, "model", (0.0, 0.25))) == (
         "routing is FALSE since step 0 in layer 'model' [0.00, 0.25]\n  Why:  sure"
+    )
+
+
+def test_an_alert_names_the_signals_that_decided_in_its_layer():
+    told = parse_rule(
+        "always[2](high_load_cv) & ~stable_loss & high_load_cv & concluded", "uneven", kind="risk"
+    )
+    predicates = {"high_load_cv": Predicate("load_cv", "high"), "stable_loss": Predicate("loss", "stable")}
+    signals = (SignalInfo("loss", per_layer=False), SignalInfo("load_cv"), SignalInfo("router_entropy"))
+    batch = records((told,), (F,), (T,))
+    values = np.array([[[2.5] * 3, [0.1, 0.2, 0.3], [0] * 3], [[2.25] * 3, [0.5, 1.3149, 0.7], [0] * 3]])
+    schema = replace(batch.schema, signals=signals, predicates=predicates)
+    batch = replace(batch, schema=schema, signal_value=values.astype(np.float32))
+    batch.truth_layer[1, 0, 1] = 0.95, 1.0
+    (alert,) = Watch(schema)(batch)
+    assert alert.signals == pytest.approx({"load_cv": 1.3149, "loss": 2.25})
+    assert list(alert.signals) == ["load_cv", "loss"]
+    assert str(alert).splitlines()[0] == (
+        "uneven is TRUE since step 1 in layer 'middle' [0.95, 1.00]: load_cv 1.31, loss 2.25"
     )
 
 
@@ -140,3 +188,17 @@ def test_an_alert_is_logged_at_the_severity_of_its_rule(severity, caplog):
     (record,) = caplog.records
     assert (record.levelname, record.getMessage()) == (severity.upper(), str(seen.alerts[0]))
     assert record.getMessage().startswith("hot is TRUE since step 0 in layer 'model'")
+
+
+@pytest.mark.parametrize(
+    ("severity", "level"), [("info", "INFO"), ("warning", "WARNING"), ("error", "WARNING")]
+)
+def test_an_alert_that_ends_is_logged(severity, level, caplog):
+    caplog.set_level(logging.INFO, "moe_rules_callback")
+    book = replace(RULES, rules=(replace(HOT, severity=severity),))
+    with RuleAuditCallback(book) as audit:
+        for step in range(QUIET + 1):
+            audit.on_step({"x": 0.0 if step else -1.0})
+    assert [(record.levelname, record.getMessage()) for record in caplog.records[1:]] == [
+        (level, "hot has ended: TRUE since step 0, no longer since step 1")
+    ]

@@ -35,8 +35,8 @@ def test_every_hook_explains_itself_and_its_parameters(name):
 
 def test_the_hooks_are_these():
     assert list(HOOKS) == [
-        "on_train_start", "on_step", "on_train_end", "on_records", "on_alert", "provide_signals",
-        "provide_predicates", "provide_rules", "find_router_probs",
+        "on_train_start", "on_step", "on_train_end", "on_records", "on_alert", "on_alert_end",
+        "provide_signals", "provide_predicates", "provide_rules", "find_router_probs",
     ]  # fmt: skip
 
 
@@ -126,6 +126,26 @@ def test_hook_on_alert():
             audit.on_step({"x": x})
     assert [(alert.rule, alert.step, alert.layer) for alert in seen.alerts] == [(HOT, 1, "model")]
     assert seen.events == ["on_train_start", "on_records", "on_alert", "on_records", "on_train_end"]
+
+
+def test_hook_on_alert_end():
+    began, ended = [], []
+
+    class Plugin:
+        @hookimpl
+        def on_alert(self, alert):
+            began.append(alert)
+
+        @hookimpl
+        def on_alert_end(self, alert):
+            ended.append(alert)
+
+    with make(Plugin()) as audit:
+        for step in range(40):
+            audit.on_step({"x": -1.0 if step in (0, 2) else 0.0})
+            audit.flush()
+    assert [(alert.step, alert.ended) for alert in began] == [(0, None)]
+    assert [(alert.rule, alert.step, alert.ended) for alert in ended] == [(HOT, 0, 3)]
 
 
 def test_hook_provide_signals():
