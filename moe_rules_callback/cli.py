@@ -7,11 +7,12 @@
     moe-rules replay old.jsonl --rules my.toml         rules over the log of any trainer
     moe-rules check old.jsonl --fail-on error          for continuous integration
     moe-rules lint my.toml                             faults of rules
-    moe-rules calibrate runs/healthy-* --out my.toml  ramps from healthy runs
+    moe-rules calibrate runs/healthy-* --out my.toml   ramps from healthy runs
+    moe-rules fit runs/* --labels labels.csv           weights and ramps from labelled runs
     moe-rules rules router_health                      what a book holds
 
 Exit codes: 0 done, 1 it could not be done (one line on stderr says why), 2 wrong usage, 3 `check` found a
-rule that fired or `lint` a fault.
+rule that fired, `lint` a fault, or `fit` nothing better.
 """
 
 from __future__ import annotations

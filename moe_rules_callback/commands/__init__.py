@@ -6,6 +6,6 @@ command needs beyond this package is imported when it runs.
 
 from __future__ import annotations
 
-from . import calibrate, check, compare, explain, lint, plot, replay, report, rules
+from . import calibrate, check, compare, explain, fit, lint, plot, replay, report, rules
 
-COMMANDS = (plot, report, rules, replay, check, lint, compare, explain, calibrate)
+COMMANDS = (plot, report, rules, replay, check, lint, compare, explain, calibrate, fit)
