@@ -10,13 +10,14 @@ The model is scanned and rematerialised. Loops take turns:
     loss      the step whose loss is watched, with `on_step` and files
     step      the jitted step itself watched, likewise: statistics are further results, without a callback
 
-A turn ends when its rows are done. `--cpu` counts the processor time of all threads instead of wall time, for
-a machine with other users.
+A turn ends when its rows are done; rows that fill no block of 16 cost more. `--cpu` counts processor time
+of all threads instead of wall time, for a machine with other users.
 
 Then microseconds of one delivery; the tenth is nearer to what a quiet machine takes than the median:
 
     callback  on the runtime's thread, while the device waits: a function that delivers, less one without
-    row       on the watch thread, beside the step: the arrays made a row, and the row audited
+    row       on the watch thread, beside the step: the arrays made a row, and the row audited alone
+    block     likewise, in a block, for each of its rows
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ import numpy as np
 
 from moe_rules_callback import RuleAuditCallback
 from moe_rules_callback.tracing.watch import _send, watch
-from moe_rules_callback.watched import Watched
+from moe_rules_callback.watched import BLOCK, Watched
 
 from .moe import TOP_K, WIDTH, loss_of, parameters, scanned, unrolled
 from .turns import print_ratios, take_turns
 
 BATCH, TIME = 2, 256
-DELIVERIES = 300
+DELIVERIES = 320
+PARTS = ("callback", "row", "block")
 
 
 def settle(audit: RuleAuditCallback) -> None:
     """Wait for rows without sending them to the sinks before their time, as `flush` would."""
-    jax.effects_barrier()
     if audit._watched is not None:
-        audit._watched._tasks.join()
+        audit._watched.settle(lambda: None, 60)
     if audit._delivery is not None:
         audit._delivery.wait(60)
     jax.block_until_ready(jax.tree.leaves(audit._latest))
@@ -82,11 +83,13 @@ def runner(
         if audit is not None:
             settle(audit)
 
+    if audit is not None:
+        run(1)  # alone, so that what is compiled next is a block
     return run
 
 
-def deliveries(rules: str, layers: int, model: Any) -> dict[str, np.ndarray]:
-    """Microseconds of the two parts of a delivery."""
+def deliveries(rules: str, layers: int, model: Any, clock: Callable[[], float]) -> dict[str, np.ndarray]:
+    """Microseconds of the parts of a delivery."""
     args, loss_fn, given = (parameters(layers), jnp.ones((1, 1, WIDTH))), loss_of(model), []
     with RuleAuditCallback(rules, top_k=TOP_K) as audit:
         watched = watch(
@@ -101,21 +104,29 @@ def deliveries(rules: str, layers: int, model: Any) -> dict[str, np.ndarray]:
             return 2 * arrays[0]
 
         functions = {"plain": jax.jit(lambda arrays: 2 * arrays[0]), "sending": jax.jit(sending)}
-        rows = Watched(1, audit._take)
+        rows = {"row": Watched(1, audit._take, 1), "block": Watched(1, audit._take)}
 
         def call(name: str) -> None:
             jax.block_until_ready(functions[name](arrays))
             jax.effects_barrier()
 
-        def row(_: int) -> None:
-            rows.deliver(reduced, arrays)
-            rows.hook({"loss": 1.0}, None)
-            rows._tasks.join()
+        def feed(name: str, n: int) -> None:
+            for _ in range(n):
+                rows[name].deliver(reduced, arrays)
+                rows[name].hook({"loss": 1.0}, None)
+            rows[name].settle(lambda: None, 60)
             jax.block_until_ready(jax.tree.leaves(audit._latest))
 
+        feed("block", 1)
         calls = {name: lambda _, name=name: call(name) for name in functions}
-        seconds = take_turns({**calls, "row": row}, DELIVERIES, 1)
-    return {"callback": 1e6 * (seconds["sending"] - seconds["plain"]), "row": 1e6 * seconds["row"]}
+        feeds = {name: lambda n, name=name: feed(name, n) for name in rows}
+        seconds = take_turns(calls, DELIVERIES, 1, clock) | take_turns(
+            feeds, DELIVERIES // BLOCK, BLOCK, clock
+        )
+        for each in rows.values():
+            each.settle(lambda: None, 60, ending=True)
+    parts = {"callback": seconds["sending"] - seconds["plain"], **{name: seconds[name] for name in rows}}
+    return {name: 1e6 * each for name, each in parts.items()}
 
 
 def main() -> None:
@@ -145,12 +156,13 @@ def main() -> None:
         seconds = take_turns(runs, options.rounds, options.steps, clock)
     title = f"{options.rules}, {layers} layers, {options.rounds} rounds of {options.steps} steps"
     print_ratios(title + (", processor time" if options.cpu else ""), seconds)
-    print(f"\n{'us a delivery':20}{'callback: tenth':>16}{'median':>8}{'row: tenth':>16}{'median':>8}")
+    print(f"\n{'us a delivery':16}" + "".join(f"{f'{name}: tenth':>16}{'median':>8}" for name in PARTS))
     for model in (scanned, unrolled):
-        parts = deliveries(options.rules, layers, model)
-        low, mid = ({name: np.quantile(x, q) for name, x in parts.items()} for q in (0.1, 0.5))
-        figures = f"{low['callback']:16.0f}{mid['callback']:8.0f}{low['row']:16.0f}{mid['row']:8.0f}"
-        print(f"{f'{layers} {model.__name__}':20}{figures}")
+        parts = deliveries(options.rules, layers, model, clock)
+        figures = (np.quantile(parts[name], [0.1, 0.5]) for name in PARTS)
+        print(
+            f"{f'{layers} {model.__name__}':16}" + "".join(f"{low:16.0f}{mid:8.0f}" for low, mid in figures)
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The audit beside the step: one jitted function, dispatched once a step from the training thread."""
+"""The audit beside the step: one jitted function, dispatched once a step or once for a block of steps."""
 
 from __future__ import annotations
 
 import logging
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,22 @@ from .errors import MetricsError
 from .state import AuditState
 
 log = logging.getLogger("moe_rules_callback")
+Step = tuple[Mapping[str, Any], Any]  # metrics, and the step's number or None
+
+
+def step_number(step: Any) -> int:
+    """A step's number, a Python int; looking at that of an array waits for the device.
+
+    Raises:
+        MetricsError: it is no whole number, or out of range.
+    """
+    try:
+        number = operator.index(step)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**31:
+        raise MetricsError(f"step is {step!r}; it is a whole number, at least 0 and below 2**31.")
+    return number
 
 
 class Beside:
@@ -47,8 +63,10 @@ class Beside:
         named = (s for s in shardings if isinstance(s, jax.sharding.NamedSharding) and s.num_devices > 1)
         mesh = next((s.mesh for s in named), None)
         whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        self._state = state if whole is None else jax.device_put(state, whole)
+        # Not device_put: over several processes it compares the values, and NaN is not equal to NaN.
+        self._state = state if whole is None else jax.jit(lambda s: s, out_shardings=whole)(state)
         self._update = jax.jit(audit.update, donate_argnums=0, out_shardings=whole)
+        self._block = jax.jit(self._scanned, donate_argnums=0, out_shardings=whole)
         self._audit = audit
         self._shown = set(metrics)  # metrics of the first step, and later ones that were reported
         self._last_step, self._told = last_step, False
@@ -57,6 +75,23 @@ class Beside:
         """Take in a step; returns the new state before the device has computed it."""
         self._state = self._update(self._state, self._complete(metrics), self._checked(step))
         return self._state
+
+    def block(self, rows: Sequence[Step]) -> AuditState:
+        """Take in steps whose metrics and numbers are on the host, as `step` would one by one."""
+        chosen = [self._complete(metrics) for metrics, _ in rows]
+        numbers = [self._checked(self._last_step + 1 if step is None else step) for _, step in rows]
+        if len({jax.tree.structure(metrics) for metrics in chosen}) == 1:
+            stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *chosen)
+            self._state = self._block(self._state, stacked, np.stack(numbers))
+        else:
+            for metrics, number in zip(chosen, numbers, strict=True):
+                self._state = self._update(self._state, metrics, number)
+        return self._state
+
+    def _scanned(self, state: AuditState, metrics: Mapping[str, Any], numbers: jax.Array) -> AuditState:
+        """`Audit.update` over a leading axis."""
+        rows = metrics, numbers
+        return jax.lax.scan(lambda state, row: (self._audit.update(state, *row), None), state, rows)[0]
 
     def _complete(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """What the rules read; a scalar that this step does not have is NaN."""
@@ -80,12 +115,7 @@ class Beside:
         if step is None or isinstance(step, jax.Array):
             self._last_step += 1
             return step
-        try:
-            number = operator.index(step)
-        except TypeError:
-            number = -1
-        if not 0 <= number < 2**31:
-            raise MetricsError(f"step is {step!r}; it is a whole number, at least 0 and below 2**31.")
+        number = step_number(step)
         if number <= self._last_step and not self._told:
             self._told = True
             log.warning(

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import jax
 import jax.numpy as jnp
 
+from .actions.action import Action, bound
 from .alerts import Watch
 from .at_exit import close_at_exit
 from .audit import Audit
-from .beside import Beside
+from .beside import Beside, Step
 from .delivery import Delivery
 from .errors import HistoryError, MetricsError
 from .hookspecs import hookimpl
@@ -58,6 +59,8 @@ class RuleAuditCallback:
         sinks: "tensorboard", "zarr", "console", objects with the hooks of a sink, or CLU metric writers.
             None: TensorBoard and zarr if there is a logdir.
         plugins: objects with any other hooks (see `hookspecs`).
+        actions: what is to be done when rules fire (see `actions`), with `dry_run=False`.
+        dry_run: whether each action only says in the log, once, what it would have done.
         flush_every: rows that are brought to the host together. A row is shown after so many steps, or
             after 10 seconds.
         resume: continue the history that stands in `logdir`.
@@ -65,7 +68,7 @@ class RuleAuditCallback:
 
     Raises:
         RuleSyntaxError, RulebookError, UnknownNameError: the rules cannot be read.
-        PluginError: plugins contradict each other.
+        PluginError: plugins contradict each other, or something is no action.
     """
 
     def __init__(
@@ -75,6 +78,8 @@ class RuleAuditCallback:
         logdir: str | Path | None = None,
         sinks: Iterable[Any] | None = None,
         plugins: Iterable[Any] = (),
+        actions: Iterable[Action] = (),
+        dry_run: bool = True,
         flush_every: int = 64,
         resume: bool = False,
         top_k: int | None = None,
@@ -93,7 +98,8 @@ class RuleAuditCallback:
         self._store: Any = next((sink for sink in made if _is_store(sink)), None) or MemorySink()
         if self._store not in made:
             made.append(self._store)
-        self._manager = get_plugin_manager([*made, *plugins])
+        self._actions, self._requests = bound(actions, flush_every, dry_run)
+        self._manager = get_plugin_manager([*made, *self._actions, *plugins])
         self.audit = Audit(
             rules, top_k=top_k, layer_axis=layer_axis, signals=signals, max_experts=max_experts,
             rows=2 * flush_every, plugin_manager=self._manager,
@@ -128,10 +134,11 @@ class RuleAuditCallback:
         """
         self._check_open()
         if self._watched is None:
-            self._take(metrics, step)
+            self._take([(metrics, step)])
         else:
             self._watched.hook(metrics, step)
         self._safely("on_step", metrics=metrics, step=step)
+        self._requests.step()
 
     @hookimpl(specname="on_step")
     def step_event(self, metrics: Mapping[str, Any], step: int | None) -> None:
@@ -162,8 +169,14 @@ class RuleAuditCallback:
         `jax.jacfwd`) are refused by JAX; those of its gradient are not.
 
         The n-th call of `on_step` belongs to the n-th row and brings its scalars; if it is not called, rows
-        are without them. Statistics are of the tapped probabilities, so experts count as used when they are
-        the k most probable ones: a bias or noise of the selection is not seen.
+        are without them. After the first, rows are audited in blocks of 16, or of `flush_every` if that is
+        less; none waits for its block longer than two seconds. Statistics are of the tapped probabilities, so
+        experts count as used when they are the k most probable ones: a bias or noise of the selection is not
+        seen.
+
+        Where the loop calls a jitted step, watching that from outside, `step = audit.watch(jax.jit(step))`,
+        costs less than watching the loss in it: statistics are further results then, and the device need
+        not call the host.
 
         Args:
             fn: the loss that is differentiated, or the training step.
@@ -176,7 +189,7 @@ class RuleAuditCallback:
             TracingError: when the function is traced: no router is found, or one is out of reach.
         """
         from .tracing.watch import watch
-        from .watched import Watched
+        from .watched import BLOCK, Watched
 
         self._check_open()
         if forwards_per_step < 1:
@@ -186,7 +199,7 @@ class RuleAuditCallback:
                 "this callback has its router metrics from elsewhere, another watched function or on_step. "
                 "Make a callback for each function that is watched, and wrap it before the first step."
             )
-        self._watched = Watched(forwards_per_step, self._take)
+        self._watched = Watched(forwards_per_step, self._take, min(BLOCK, self._flush_every))
         audit = self.audit
         return watch(
             fn, ask=audit.statistics, deliver=self._watched.deliver, top_k=audit.top_k, routers=routers
@@ -219,6 +232,26 @@ class RuleAuditCallback:
         self._latest = tree
         rate = self._delivery.rows_per_call
         self._tick(self._flush_every // rate if rate else 1)
+        self._requests.step()
+
+    # Actions.
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether an action asks to end training; stays True.
+
+        With several processes it changes on all of them at the same call of `on_step` or `drain`, one of
+        every `flush_every`: look at it on all of them, at the same place in the loop.
+        """
+        return self._requests.stop
+
+    @property
+    def should_checkpoint(self) -> bool:
+        """Whether an action asks for a checkpoint: from then until the first step after this was read.
+
+        With several processes as `should_stop`.
+        """
+        return self._requests.checkpoint
 
     # Results.
 
@@ -315,15 +348,15 @@ class RuleAuditCallback:
                 "them there. To stop training, set a flag that the loop looks at."
             )
 
-    def _take(self, metrics: Mapping[str, Any], step: Any) -> None:
-        """Dispatch the audit of a step."""
+    def _take(self, rows: Sequence[Step]) -> None:
+        """Dispatch the audit of a step, or of a block of steps at once."""
         # NaN stands for what a step does not have, and numbers of the host are meant to be transferred.
         with jax.debug_nans(False), jax.transfer_guard_host_to_device("allow"):
             if self._beside is None:
-                self._beside = Beside(self.audit, metrics, self._step_before())
+                self._beside = Beside(self.audit, rows[0][0], self._step_before())
                 self._begin()
-            self._latest = self._beside.step(metrics, step)
-        self._tick(self._flush_every)
+            self._latest = self._beside.step(*rows[0]) if len(rows) == 1 else self._beside.block(rows)
+        self._tick(self._flush_every, len(rows))
 
     def _settle(self, ending: bool = False) -> None:
         """Send what has not been sent, from the thread that makes the rows."""
@@ -335,7 +368,10 @@ class RuleAuditCallback:
 
     def _begin(self) -> None:
         """Once the layout is known: tell the sinks, start the thread."""
-        self._run = Run(self.audit.schema, self._logdir, self._flush_every, self._resume, self._config)
+        run = Run(self.audit.schema, self._logdir, self._flush_every, self._resume, self._config)
+        for action in self._actions:
+            action.start(run)
+        self._run = run
         if self._writes:
             self._safely("on_train_start", run=self._run)
         watch = Watch(self.audit.schema)
@@ -343,14 +379,15 @@ class RuleAuditCallback:
         def receive(records: Records) -> None:
             self._safely("on_records", records=records)
             for alert in watch(records):
-                log.log(LEVELS[alert.rule.severity], "%s", alert)
-                self._safely("on_alert", alert=alert)
+                level = LEVELS[alert.rule.severity]
+                log.log(level if alert.ended is None else min(level, logging.WARNING), "%s", alert)
+                self._safely("on_alert" if alert.ended is None else "on_alert_end", alert=alert)
 
         self._delivery = Delivery(self.audit.records, receive)
 
-    def _tick(self, every: int) -> None:
-        """Count a call; send a snapshot after `every` of them, or when the last is long ago."""
-        self._calls += 1
+    def _tick(self, every: int, calls: int = 1) -> None:
+        """Count calls; send a snapshot after `every` of them, or when the last is long ago."""
+        self._calls += calls
         late = time.monotonic() - self._last_sent > FLUSH_SECONDS
         if late or self._calls - self._sent_calls >= every:
             self._send()

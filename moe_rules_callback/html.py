@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .verdicts import Verdict, summary
+from .proof import Reason
+from .verdicts import Verdict, by_role, summary
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -48,7 +49,10 @@ def verdict_html(verdict: Verdict) -> str:
         cause = f"Likely cause: {verdict.cause}" if verdict.cause else ""
         why = " ".join(filter(None, (verdict.description, cause)))
         told += f"<div>Why: <code>{escape(verdict.text)}</code> {escape(why)}</div>"
-        told += f"<div>Next: {escape(verdict.next_step)}</div>" if verdict.next_step else ""
+    if verdict.proof:
+        told += f"<div>Proof at step {verdict.proof_step:,}:</div>{_reasons(verdict.proof)}"
+    if verdict.fired and verdict.next_step:
+        told += f"<div>Next: {escape(verdict.next_step)}</div>"
     return f"<div>{told}</div>"
 
 
@@ -58,7 +62,9 @@ def audit_html(dataset: xr.Dataset, found: Sequence[Verdict]) -> str:
     heads = ("Rule", "Truth over the run", "At the end", "Fired")
     table = "".join(f'<th style="{LEFT}">{head}</th>' for head in heads)
     table = f"<thead><tr>{table}</tr></thead><tbody>"
-    for verdict, bounds in zip(found, truth, strict=True):
+    bands = {verdict.rule: bounds for verdict, bounds in zip(found, truth, strict=True)}
+    for verdict in by_role(found):
+        bounds = bands[verdict.rule]
         interval = f"[{verdict.truth[0]:.2f}, {verdict.truth[1]:.2f}]"
         at_end = f'<span style="white-space:nowrap">{verdict.state.name} {interval}</span>'
         cells = (
@@ -85,6 +91,11 @@ def in_treescope(node: Any, comment: str, path: str | None, subtree_renderer: An
     )
 
 
+def _reasons(reasons: Sequence[Reason]) -> str:
+    items = (f"<li>{escape(str(reason))}{_reasons(reason.reasons)}</li>" for reason in reasons)
+    return f"<ul>{''.join(items)}</ul>" if reasons else ""
+
+
 def _badge(verdict: Verdict) -> str:
     if not verdict.fired:
         return ""
@@ -98,8 +109,10 @@ def _when(verdict: Verdict) -> str:
     if verdict.fired:
         rows = f"{verdict.rows_fired:,} of {verdict.rows:,} rows"
         return f"{rows}, first at step {verdict.first_step:,}, worst in {verdict.layer}"
+    if verdict.contradicted is not None:
+        return f"contradictory, first at step {verdict.contradicted:,}"
     if verdict.kind is None:
-        return "only watched"
+        return "only watched" if verdict.role != "axiom" else "an axiom"
     return "did not fire" if verdict.decided else "never decided"
 
 

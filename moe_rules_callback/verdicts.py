@@ -6,20 +6,23 @@
     print(summary(found))                                    one sentence about all of them
 
 A rule fires in a row when it is a risk that is TRUE or a health rule that is FALSE, from its warm-up on.
-A rule without a kind is watched and never fires.
+A rule without a kind is watched and never fires. An axiom is judged by its evidence; a conclusion comes with
+its proof.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from .axioms import Role
 from .errors import HistoryError
 from .formula import SEVERITIES, RuleKind, Severity
+from .proof import Reason, lines, proofs_of
 from .records import State, fires_in
 from .syntax_hints import blank_comments
 
@@ -45,6 +48,9 @@ class Verdict:
         truth: (lower, upper) in the last row of the run.
         since: first step of the last stretch of rows in that state, or None without rows.
         end: last step of the run, or None without rows.
+        role: "conclusion", over names that axioms conclude; "axiom"; else "rule".
+        contradicted: first step, from the warm-up on, at which it was CONTRADICTORY, or None.
+        proof: of a conclusion the reasons at `proof_step`, the strongest first.
     """
 
     rule: str
@@ -64,6 +70,9 @@ class Verdict:
     truth: tuple[float, float]
     since: int | None
     end: int | None
+    role: Role
+    contradicted: int | None
+    proof: tuple[Reason, ...]
 
     @property
     def rows(self) -> int:
@@ -96,6 +105,11 @@ class Verdict:
         return self.counts[State.TRUE] + self.counts[State.FALSE] > 0
 
     @property
+    def proof_step(self) -> int | None:
+        """Where it first fired; if it never did, where it was first CONTRADICTORY; else None."""
+        return self.contradicted if self.first_step is None else self.first_step
+
+    @property
     def sentence(self) -> str:
         """When it fired and how it ended, in one sentence without the rule's name."""
         if self.end is None:
@@ -104,11 +118,17 @@ class Verdict:
             return f"not judged: it warms up until step {self.warmup:,}, and the run ends at {self.end:,}."
         ends = f"{self.state.name} at the end [{self.truth[0]:.2f}, {self.truth[1]:.2f}]"
         ends += f", since step {self.since:,}" if self.since != self.end else ""
+        if self.contradicted is not None:
+            clashes = f"{self.counts[State.CONTRADICTORY]:,} of {self.rows:,} rows"
+            ends = f"CONTRADICTORY in {clashes}, first at step {self.contradicted:,}; {ends}"
         if self.fired:
             when = f"first at step {self.first_step:,}"
             when += f", last at {self.last_step:,}" if self.last_step != self.first_step else ""
             told = f"fired in {self.rows_fired:,} of {self.rows:,} rows ({_percent(self.share)})"
             return f"{told}, {when}, worst in layer '{self.layer}'; {ends}."
+        if self.role == "axiom" and not self.kind:
+            held = _percent(self.counts[State.TRUE] / self.rows)
+            return f"an axiom; its evidence was TRUE in every layer in {held} of {self.rows:,} rows; {ends}."
         if not self.decided:
             return f"never decided in {self.rows:,} rows; {ends}."
         if self.kind:
@@ -117,14 +137,16 @@ class Verdict:
         return f"TRUE in {_percent(held)} of {self.rows:,} rows (watched only: it has no kind); {ends}."
 
     def __str__(self) -> str:
-        """Verdict, why, next, on one line each; the last two for a rule that fired."""
-        lines = [f"{self.rule}: {self.sentence}"]
+        """Verdict, why, proof, next; the rest for a rule that fired, the proof for a contradiction, too."""
+        told = [f"{self.rule}: {self.sentence}"]
         if self.fired:
             words = (self.description, self.cause and f"Likely cause: {self.cause}")
-            lines.append("  Why:  " + ". ".join([self.text, " ".join(filter(None, words))]).strip(". ") + ".")
-            if self.next_step:
-                lines.append(f"  Next: {self.next_step}")
-        return "\n".join(lines)
+            told.append("  Why:  " + ". ".join([self.text, " ".join(filter(None, words))]).strip(". ") + ".")
+        if self.proof:
+            told += [f"  Proof at step {self.proof_step:,}:", *lines(self.proof, "    ")]
+        if self.fired and self.next_step:
+            told.append(f"  Next: {self.next_step}")
+        return "\n".join(told)
 
     def _repr_html_(self) -> str:
         from .html import verdict_html
@@ -139,10 +161,12 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""
         told = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        derived = ("rows", "rows_fired", "share", "fired", "fires_now", "sentence")
+        derived = ("rows", "rows_fired", "share", "fired", "fires_now", "sentence", "proof_step")
         told |= {name: getattr(self, name) for name in derived}
         counts = {state.name.lower(): count for state, count in self.counts.items()}
-        return told | {"counts": counts, "state": self.state.name.lower(), "truth": list(self.truth)}
+        proof = [reason.to_dict() for reason in self.proof]
+        told |= {"counts": counts, "state": self.state.name.lower(), "truth": list(self.truth)}
+        return told | {"proof": proof}
 
 
 def verdicts(dataset: xr.Dataset) -> tuple[Verdict, ...]:
@@ -167,13 +191,16 @@ def verdicts(dataset: xr.Dataset) -> tuple[Verdict, ...]:
     firing = judged & (state == fires_in(rules[name]["kind"] for name in names))
     layers = _worst_layers(dataset, [rules[name]["kind"] for name in names], judged, firing)
     truth = dataset["truth"].isel(step=slice(-1, None)).transpose("step", "rule", "bound").values
+    proofs = proofs_of(dataset)
     found = []
     for i, name in enumerate(names):
         told: dict[str, Any] = {
             key: rules[name][key] for key in rules[name].keys() & Verdict.__dataclass_fields__.keys()
         }
         told["text"] = " ".join(blank_comments(told["text"]).split()) or rules[name]["formula"]
-        at = step[firing[:, i]]
+        fires = np.flatnonzero(firing[:, i])
+        clashes = np.flatnonzero(judged[:, i] & (state[:, i] == State.CONTRADICTORY))
+        first = next(iter([*fires[:1], *clashes[:1]]), None)
         counts = {s: int((judged[:, i] & (state[:, i] == s)).sum()) for s in State if s >= 0}
         lower, upper = truth[0, i].tolist() if len(step) else (0.0, 1.0)
         changes = np.flatnonzero(np.diff(state[:, i]))
@@ -181,16 +208,24 @@ def verdicts(dataset: xr.Dataset) -> tuple[Verdict, ...]:
             rule=name,
             **told,
             counts=counts,
-            first_step=int(at[0]) if len(at) else None,
-            last_step=int(at[-1]) if len(at) else None,
+            first_step=int(step[fires[0]]) if len(fires) else None,
+            last_step=int(step[fires[-1]]) if len(fires) else None,
             layer=layers[i],
             state=State(int(state[-1, i])) if len(step) else State.NOT_WRITTEN,
             truth=(lower, upper),
             since=int(step[changes[-1] + 1 if len(changes) else 0]) if len(step) else None,
             end=int(step[-1]) if len(step) else None,
+            role=proofs.role(name) if proofs else "rule",
+            contradicted=int(step[clashes[0]]) if len(clashes) else None,
+            proof=proofs(name, int(first)) if proofs and first is not None else (),
         )
         found.append(verdict)
     return tuple(found)
+
+
+def by_role(found: Iterable[Verdict]) -> list[Verdict]:
+    """Conclusions first, then rules over what is measured, then axioms; each in the order of the run."""
+    return sorted(found, key=lambda verdict: get_args(Role).index(verdict.role))
 
 
 def summary(found: Sequence[Verdict]) -> str:
@@ -200,8 +235,11 @@ def summary(found: Sequence[Verdict]) -> str:
     idle, undecided = sum(not v.rows for v in can), sum(v.rows > 0 and not v.decided for v in can)
     rest = f"; {idle} not judged" if idle else ""
     rest += f"; {undecided} never decided" if undecided else ""
+    clashes = ", ".join(v.rule for v in found if v.contradicted is not None and v.role != "axiom")
+    rest += f"; contradictory at times: {clashes}" if clashes else ""
     if not can:
-        return f"{_rules(len(found))} watched; none has a kind, so none can fire."
+        watched = _rules(sum(v.role != "axiom" for v in found))
+        return f"{watched} watched; none has a kind, so none can fire{rest}."
     if not fired:
         return f"None of {_rules(len(can))} fired{rest}."
     names = ", ".join(f"{v.rule} ({v.severity})" for v in fired)

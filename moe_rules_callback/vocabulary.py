@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from .conclusions import concluded, is_axiom
 from .errors import MissingSignalError, RulebookError, UnknownNameError, closest
@@ -94,7 +95,8 @@ class Vocabulary:
         signals: Mapping[str, Signal],
         predicates: Mapping[str, Predicate],
     ) -> None:
-        self.layout, self._metrics, self._predicates = layout, metrics, predicates
+        self.layout, self._predicates = layout, predicates
+        self._metrics = jax.tree.map(_abstract, dict(metrics))  # so that no array is kept alive
         own: dict[str, Signal] = {name: scalar(name) for name in ("loss", *layout.scalars)}
         if isinstance(given := metrics.get("recorded"), Recorded):
             own |= {name: recorded(name) for name in given.values}
@@ -209,6 +211,10 @@ class Vocabulary:
             if what := self.missing(signal):
                 return signal, what
         return "", ""
+
+
+def _abstract(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array | np.ndarray) else leaf
 
 
 def _rows_of(names: Sequence[str], rules: Sequence[Rule]) -> list[Rule]:

@@ -4,6 +4,9 @@
 
 What the device delivers and what the trainer's hook says come in two queues at their own paces. The n-th
 row takes the n-th group of forwards and the n-th call of the hook: nobody has to wait for anybody.
+
+Rows are fed in blocks, since a dispatch costs as much as what it computes. The first goes alone, so that
+what is wrong shows at once, and no row waits long for its block.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .beside import Step, step_number
 from .errors import MetricsError
 from .metrics import scalars
 from .tracing.watch import Reduced, metric_of
@@ -27,8 +31,10 @@ from .tracing.watch import Reduced, metric_of
 log = logging.getLogger("moe_rules_callback")
 MANY = 256  # calls of a hook without a row, after which something is wrong
 ALONE = 16  # rows that wait for the first call of a hook before it is taken that there is none
+BLOCK = 16  # rows that are fed together
+LONGEST = 2.0  # seconds that a row waits for its block
 
-Feed = Callable[[dict[str, Any], Any], None]
+Feed = Callable[[Sequence[Step]], None]
 
 
 class Watched:
@@ -36,11 +42,12 @@ class Watched:
 
     Args:
         forwards_per_step: forwards that make one row.
-        feed: called with the metrics and the number of each row, in order, on this object's thread.
+        feed: called with rows on the host, in order, one or a block of them, on this object's thread.
+        block: rows of a block.
     """
 
-    def __init__(self, forwards_per_step: int, feed: Feed) -> None:
-        self._per_step, self._feed = forwards_per_step, feed
+    def __init__(self, forwards_per_step: int, feed: Feed, block: int = BLOCK) -> None:
+        self._per_step, self._feed, self._block = forwards_per_step, feed, block
         self._tasks: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._reduced: list[Reduced] = []
         self._totals: list[np.ndarray] = []
@@ -48,6 +55,8 @@ class Watched:
         self._rows: deque[dict[str, Any]] = deque()
         self._hooks: deque[tuple[dict[str, Any], Any]] = deque()
         self._hooked: bool | None = None  # whether on_step is called; None: it may still be
+        self._ready: list[Step] = []
+        self._full, self._since = 1, 0.0  # how many of them to feed at once, and when the first became ready
         self._error: Exception | None = None
         self._told = False
         self._thread = threading.Thread(target=self._run, name="moe-rules-watch", daemon=True)
@@ -61,7 +70,8 @@ class Watched:
         """Take in a call of the trainer's hook; does not wait for its arrays.
 
         Raises:
-            MetricsError: something else than scalars; or what went wrong with an earlier row.
+            MetricsError: something else than scalars, a step that is no number of a step; or what went
+                wrong with an earlier row.
         """
         self.check()
         chosen = scalars(metrics)
@@ -71,7 +81,9 @@ class Watched:
                 "such as the loss: the routers are watched, and parameters and gradients may have been "
                 "donated when the row is computed. Leave them out, or do without watch."
             )
-        for value in chosen.values():
+        if not (step is None or isinstance(step, jax.Array)):
+            step = step_number(step)
+        for value in (*chosen.values(), step):
             if isinstance(value, jax.Array):
                 value.copy_to_host_async()
         self._tasks.put(partial(self._called, chosen, step))
@@ -105,16 +117,27 @@ class Watched:
     # On the thread.
 
     def _run(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            try:
-                task()
-            except Exception as error:
-                if self._error is None:
-                    log.exception("a row of the audit could not be computed; training goes on")
-                    self._error = error
-            finally:
-                self._tasks.task_done()
+        while (task := self._next()) is not None:
+            self._attempt(task)
+            self._tasks.task_done()
         self._tasks.task_done()
+
+    def _next(self) -> Callable[[], None] | None:
+        """The next task. Rows that have waited too long for it are fed meanwhile."""
+        while self._ready:
+            try:
+                return self._tasks.get(timeout=max(0.0, self._since + LONGEST - time.monotonic()))
+            except queue.Empty:
+                self._feed_ready()
+        return self._tasks.get()
+
+    def _attempt(self, task: Callable[[], None]) -> None:
+        try:
+            task()
+        except Exception as error:
+            if self._error is None:
+                log.exception("a row of the audit could not be computed; training goes on")
+                self._error = error
 
     def _forward(self, reduced: list[Reduced], arrays: Sequence[Any]) -> None:
         totals = [each.totals(np.asarray(array)) for each, array in zip(reduced, arrays, strict=True)]
@@ -156,14 +179,26 @@ class Watched:
             self._hooked = False
         while self._rows and (self._hooks or self._hooked is False):
             metrics, step = self._hooks.popleft() if self._hooks else ({}, None)
-            host = {key: np.asarray(value) for key, value in metrics.items()}
-            self._feed(self._rows.popleft() | host, step)
+            row = self._rows.popleft() | {key: np.asarray(value) for key, value in metrics.items()}
+            if not self._ready:
+                self._since = time.monotonic()
+            self._ready.append((row, None if step is None else step_number(step)))
+            if len(self._ready) == self._full:
+                self._feed_ready()
+
+    def _feed_ready(self) -> None:
+        """A block at once, fewer rows one by one: what is compiled for so many would not serve again."""
+        rows, self._ready = self._ready, []
+        for part in [rows] if len(rows) == self._block else [[row] for row in rows]:
+            self._full = self._block
+            self._attempt(partial(self._feed, part))
 
     def _release(self, ending: bool) -> None:
         """Let go the rows that wait for a hook which will not come."""
         if ending or (self._rows and self._hooked is None):
             self._hooked = False
         self._match()
+        self._feed_ready()
         if ending and (self._hooks or self._forwards):
             log.warning(
                 "at the end %d calls of on_step and %d forwards made no row: forwards_per_step=%d does not "

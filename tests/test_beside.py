@@ -5,12 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from collector import RULES, Collector
 
-from moe_rules_callback import MetricsError, RuleAuditCallback, open_history
+from moe_rules_callback import (
+    Audit,
+    MetricsError,
+    RuleAuditCallback,
+    Signal,
+    get_plugin_manager,
+    hookimpl,
+    open_history,
+)
+from moe_rules_callback.beside import Beside
 from moe_rules_callback.sinks import ZarrSink
 
 
@@ -81,3 +91,27 @@ def test_a_kind_of_zarr_sink_is_the_store(tmp_path: Path):
     with RuleAuditCallback(RULES, sinks=[Mine(tmp_path / "mine.zarr")]) as audit:
         audit.on_step({"x": 0.0})
         assert audit.path == tmp_path / "mine.zarr"
+
+
+def test_rows_of_a_block_may_differ_in_what_their_metrics_are(caplog: pytest.LogCaptureFixture):
+    """A signal that reads all metrics sees those that come late as well."""
+
+    class Counting:
+        @hookimpl
+        def provide_signals(self) -> dict[str, Signal]:
+            return {"known": Signal(lambda metrics: jnp.float32(len(metrics)), ("*",))}
+
+    audit = Audit({"r": "high_known"}, plugin_manager=get_plugin_manager([Counting()]))
+    rows = [({"x": 0.0}, None), ({"x": 1.0, "late": 2.0}, None), ({"x": 2.0}, 7)]
+    states: list[Any] = []
+    for block in (False, True):
+        beside = Beside(audit, rows[0][0])
+        if block:
+            beside.block(rows)
+        else:
+            for row in rows:
+                beside.step(*row)
+        states.append(beside._state)
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert states[0].rows.step[:3].tolist() == [0, 1, 7]
+    assert caplog.text.count("the first step did not have it: late") == 2

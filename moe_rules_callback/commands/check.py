@@ -61,7 +61,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..verdicts import summary, verdicts
+    from ..verdicts import by_role, summary, verdicts
     from .check_reports import Checked, junit, markdown
 
     recording = read_log_options(options, options.log)
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         }
         print(json.dumps(told, indent=2))
     else:
-        print(*found, "", summary(found), sep="\n")
+        print(*by_role(found), "", summary(found), sep="\n")
     return FIRED if checked.failures else 0
 
 

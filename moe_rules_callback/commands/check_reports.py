@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from ..formula import SEVERITIES, Severity
-from ..verdicts import Verdict, summary
+from ..proof import lines as proof_lines
+from ..verdicts import Verdict, by_role, summary
 
 
 @dataclass(frozen=True)
@@ -62,32 +63,39 @@ def junit(checked: Checked) -> str:
 
 
 def markdown(checked: Checked) -> str:
-    """A heading, the summary, a table of all rules, and for each that fired why and what to do."""
+    """A heading, the summary, a table of all rules, and for each that fired why, its proof, what to do."""
     failed = {verdict.rule for verdict in checked.failures}
     title = "failed" if failed else "passed"
     lines = [f"## Router rules {title}: {_cell(checked.name)}", "", summary(checked.found), ""]
     lines += ["| result | rule | severity | verdict |", "|---|---|---|---|"]
-    for verdict in checked.found:
+    for verdict in by_role(checked.found):
         result = "**failed**" if verdict.rule in failed else _result(verdict)
         severity = verdict.severity if verdict.kind else ""
         lines.append(f"| {result} | {_cell(verdict.rule)} | {severity} | {_cell(verdict.sentence)} |")
     lines += [f"| left out | {_cell(name)} | | the log lacks its signals |" for name in checked.left_out]
     for verdict in checked.found:
-        if verdict.fired:
-            told = [
-                ("Why", verdict.description),
-                ("Likely cause", verdict.cause),
-                ("Next", verdict.next_step),
-            ]
+        if verdict.fired or verdict.proof:
+            told = (
+                []
+                if not verdict.fired
+                else [
+                    ("Why", verdict.description),
+                    ("Likely cause", verdict.cause),
+                    ("Next", verdict.next_step),
+                ]
+            )
             lines += ["", f"**{_cell(verdict.rule)}**: `{verdict.text.replace('`', ' ')}`"]
             lines += [f"- {label}: {_cell(text)}" for label, text in told if text]
+            if verdict.proof:
+                lines.append(f"- Proof at step {verdict.proof_step:,}:")
+                lines += [f"    - {_cell(line)}" for line in proof_lines(verdict.proof)]
     return "\n".join(lines) + "\n\n"
 
 
 def _result(verdict: Verdict) -> str:
     """The result of a rule for which the check does not fail."""
     if verdict.kind is None:
-        return "watched"
+        return "watched" if verdict.role != "axiom" else "axiom"
     return "fired" if verdict.fired else "not judged" if _open(verdict) else "passed"
 
 

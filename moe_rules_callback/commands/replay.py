@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     from ..history import open_history
     from ..records import Run
     from ..sinks.zarr import ZarrSink
-    from ..verdicts import summary, verdicts
+    from ..verdicts import by_role, summary, verdicts
 
     recording = read_log_options(options, options.log)
     if not options.json:
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         }
         print(json.dumps(told, indent=2))
     else:
-        print(*found, "", summary(found), sink.path, sep="\n")
+        print(*by_role(found), "", summary(found), sink.path, sep="\n")
     return 0
 
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..axioms import Axioms
 from ..errors import HistoryError
 from ..explain.readings import judged
-from ..formula import Rule, variables
+from ..formula import Rule
+from ..proof import Proofs
 from ..records import State
 from ..replay import own_rules
 from ..rulebook import Rulebook
@@ -111,6 +113,7 @@ def compare(
     """
     a, b = _aligned(a, b, by, names)
     books = own_rules(a), own_rules(b)
+    axioms = Proofs(a).axioms
     rules = [{rule.name: rule for rule in book.rules} for book in books]
     common = [name for name in rules[0] if name in rules[1]]
     if not common:
@@ -128,7 +131,7 @@ def compare(
         begin = int(((steps[0] < one.warmup) | (steps[1] < other.warmup)).sum())
         judged_a, judged_b = states[0][i, begin:], states[1][i, begin:]
         parting = part_states((judged_a, judged_b), steps, patience, begin)
-        read = _reads(books[0], one)
+        read = _reads(books[0], axioms, one)
         earlier = [
             (signal, at)
             for signal, at in signals.items()
@@ -216,7 +219,7 @@ def _parted_signals(a: xr.Dataset, b: xr.Dataset, patience: int) -> dict[str, Pa
     return {name: parting for name, parting in found.items() if parting}
 
 
-def _reads(book: Rulebook, rule: Rule) -> set[str]:
-    """The signals that a rule reads; empty if the history does not tell."""
-    predicates = [book.predicates[name] for name in variables(rule.formula) if name in book.predicates]
+def _reads(book: Rulebook, axioms: Axioms, rule: Rule) -> set[str]:
+    """The signals on which a rule rests; empty if the history does not tell."""
+    predicates = [book.predicates[name] for name in axioms.measured(rule) if name in book.predicates]
     return {name for predicate in predicates for name in (judged(predicate)[0], predicate.signal)}

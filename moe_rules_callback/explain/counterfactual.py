@@ -1,7 +1,7 @@
 """What would have made a rule say something else: one signal of one row, changed as little as possible.
 
     moment = Moment(history, rules, layer=0)       the audit of a history, stopped before its last row
-    changes(moment, rule=3)                        for each signal its smallest change, least first
+    changes(moment, 3, names, False)               for each signal its smallest change, least first
 
 Nothing is inverted: candidates go through the audit itself, with all that it remembers of former rows,
 and each change that is reported was evaluated.
@@ -9,12 +9,11 @@ and each change that is reported was evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..formula import variables
 from ..predicates import Predicate
 from ..records import State
 from .moment import BATCH, Moment
@@ -48,24 +47,32 @@ class Change:
     truth: tuple[float, float]
 
 
-def changes(moment: Moment, rule: int) -> list[Change]:
+def changes(moment: Moment, rule: int, names: Iterable[str], concludes: bool) -> list[Change]:
     """For each signal of a rule the smallest change that gives the rule another state.
 
     The search goes outwards in steps of 1/64 of its reach and then closes in. For ramps over the signal
-    itself truth is monotone and nothing is passed over; what a window makes of its newest row need not be.
+    itself truth is monotone and nothing is passed over; what a window makes of its newest row need not be,
+    nor what axioms on both sides make of one signal.
+
+    Args:
+        moment: the audit, stopped before the row.
+        rule: number of the rule.
+        names: of the predicates that it rests on.
+        concludes: whether conclusions are among what it rests on: only they can contradict each other.
 
     Returns:
         The least first. A signal is absent if no value that was tried is enough.
     """
     reads: dict[str, list[Predicate]] = {}
-    for name in dict.fromkeys(variables(moment.rules.rules[rule].formula)):
+    for name in names:
         predicate = moment.rules.predicates[name]
         reads.setdefault(judged(predicate)[0], []).append(predicate)
-    found = [_Search(moment, rule, signal, predicates).least() for signal, predicates in reads.items()]
+    searches = [_Search(moment, rule, signal, predicates) for signal, predicates in reads.items()]
+    found = [search.least(concludes) for search in searches]
     return sorted(filter(None, found), key=lambda change: change.size)
 
 
-def _targets(now: State, risk: bool) -> Iterator[tuple[set[State], bool]]:
+def _targets(now: State, risk: bool, concludes: bool) -> Iterator[tuple[set[State], bool]]:
     """States of a layer that would change the headline, and whether all layers must have one of them."""
     match now:
         case State.TRUE:
@@ -75,6 +82,11 @@ def _targets(now: State, risk: bool) -> Iterator[tuple[set[State], bool]]:
         case State.UNKNOWN:
             yield {State.TRUE}, not risk
             yield {State.FALSE}, risk
+        case State.CONTRADICTORY:
+            yield {State.TRUE, State.FALSE, State.UNKNOWN}, True
+    if concludes and now != State.CONTRADICTORY:
+        # It may be hidden by what another layer says, so each change is judged by its headline.
+        yield {State.CONTRADICTORY}, False
 
 
 class _Search:
@@ -97,11 +109,11 @@ class _Search:
             self._reach = np.maximum(self._reach, WIDE * noise)
         self._range = np.array([range_of(signal, size) for size in moment.sizes[:width]]).T
 
-    def least(self) -> Change | None:
+    def least(self, concludes: bool) -> Change | None:
         """The smallest change, if any is enough."""
         now, _ = self._moment.verdict(self._rule, self._moment.now[self._rule])
         risk = self._moment.rules.rules[self._rule].kind == "risk"
-        found = [self._change(now, *target) for target in _targets(now, risk)]
+        found = [self._change(now, *target) for target in _targets(now, risk, concludes)]
         return min(filter(None, found), key=lambda change: change.size, default=None)
 
     def _change(self, now: State, wanted: set[State], everywhere: bool) -> Change | None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import HistoryError
-from ..formula import Rule, RuleKind, variables
+from ..formula import Not, Rule, RuleKind, Var, variables
+from ..proof import Proofs, deciding_layer
 from ..records import State
 from ..replay import own_rules
 from ..verdicts import verdicts
@@ -102,15 +103,24 @@ def explain(history: xr.Dataset, rule: str | None = None, step: int | None = Non
     if taken < found.warmup:
         notes.append(f"It warms up until step {found.warmup:,} and does not fire before.")
     layer = _deciding(past, number, found)
-    parts = parts_of(found.formula)
-    rules = (*book.rules, *(Rule(f"part {i}", part) for part, i in parts.items()))
+    proofs = Proofs(past)
+    axioms, stated = proofs.axioms, proofs.axioms.stated(found)
+    if axioms.has(found):
+        notes.append("An axiom: what is judged here is its evidence, from which the rest is taken to follow.")
+    parts = parts_of(*axioms.grounds(found))
+    # ~~: a part such as evidence -> name must not become an axiom itself.
+    rules = (*book.rules, *(Rule(f"part {i}", Not(Not(part))) for part, i in parts.items()))
     moment = Moment(past, replace(book, rules=rules), layer)
     state, truth = moment.verdict(number, moment.now[number])
     notes += _doubts(past, number, state, truth)
     ours = np.concatenate([moment.past, moment.now[None, :, layer]])[:, len(book.rules) :]
-    trees = Tree(past, book.predicates, parts, ours, layer)
+    trees = Tree(past, book.predicates, axioms, parts, ours, layer)
     busiest, idlest, fair = _experts(past, layer)
-    local = any(trees.per_layer(name) for name in variables(found.formula))
+    measured = axioms.measured(found)
+    local = any(trees.per_layer(name) for name in measured)
+    found_changes = changes(moment, number, measured, not set(axioms.names).isdisjoint(variables(stated)))
+    if not found_changes:
+        notes += _held_by_several(proofs, found)
     return Explanation(
         rule=rule,
         text=" ".join(found.text.split()),
@@ -121,11 +131,11 @@ def explain(history: xr.Dataset, rule: str | None = None, step: int | None = Non
         truth=truth,
         layer=past["layer"].values.tolist()[layer] if local else "",
         layers=past.sizes["layer"],
-        tree=trees.of(found.formula),
+        tree=trees.of(stated),
         busiest=busiest if local else None,
         idlest=idlest if local else None,
         fair_share=fair,
-        changes=tuple(changes(moment, number)),
+        changes=tuple(found_changes),
         notes=tuple(notes + trees.notes()),
     )
 
@@ -163,14 +173,20 @@ def _which(history: xr.Dataset, rule: str | None, step: int | None) -> tuple[str
     return rule, step, notes
 
 
+def _held_by_several(proofs: Proofs, rule: Rule) -> list[str]:
+    """That no one signal carries a conclusion, where several axioms do, each for itself."""
+    reasons = proofs(rule.name, -1) if isinstance(rule.formula, Var) else ()
+    enough = [reason.axiom for reason in reasons if reason.strength >= rule.threshold]
+    if len(enough) < 2:
+        return []
+    return [f"Each of {len(enough)} axioms is enough for this state by itself: {', '.join(enough)}."]
+
+
 def _deciding(past: xr.Dataset, number: int, rule: Rule) -> int:
     """The layer whose bound makes the headline; if that is UNKNOWN, the one nearest to firing."""
     truth = past["truth_layer"].isel(step=-1).transpose("rule", "layer", "bound").values[number]
-    state = int(past["state"].transpose("step", "rule").values[-1, number])
-    risk = rule.kind == "risk"
-    upper = state == State.FALSE or (state == State.UNKNOWN and not risk)
-    bound = truth[:, int(upper)]
-    return int(bound.argmax() if risk else bound.argmin())
+    state = State(int(past["state"].transpose("step", "rule").values[-1, number]))
+    return deciding_layer(truth, state, rule.kind == "risk")
 
 
 def _experts(past: xr.Dataset, layer: int) -> tuple[Expert | None, Expert | None, float]:

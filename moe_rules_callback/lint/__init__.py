@@ -3,16 +3,19 @@
     for finding in lint("my_rules.toml"):
         print(finding)        # my_rules.toml:7: warning: rule 'a' can never be TRUE: ...
 
-`reading` finds faults of syntax and names, `checks` asks what is wrong with rules and pairs of rules, and
-`decide` answers, exactly: a rule that is said never to be TRUE is never TRUE, wherever these hold:
+`reading` finds faults of syntax and names, `checks` asks what is wrong with rules and pairs of rules,
+`concluding` what is wrong with axioms and conclusions together, and `decide` answers, exactly: a rule that is
+said never to be TRUE is never TRUE, wherever these hold:
 
-- every predicate has 0 <= L <= U <= 1 and its signal is known, so no interval is CONTRADICTORY or missing;
+- every predicate has 0 <= L <= U <= 1 and its signal is known, and axioms do not contradict each other, so
+  no interval is CONTRADICTORY or missing;
 - predicates over one signal lie on their ramps at one value of it, see `features`; shares and
   probabilities lie in 0..1.
 
 Not taken into account, so that a fault may go unseen but none is made up: relations between different
 signals; between a signal and its own trend, or windows of different lengths; between rows; ramps whose
-place against each other depends on the number of experts.
+place against each other depends on the number of experts; what a name that axioms conclude has to do with
+their evidence: it may have any truth, only on a side on which no axiom speaks it has none.
 """
 
 from __future__ import annotations

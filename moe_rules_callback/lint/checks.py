@@ -7,7 +7,8 @@ rule is FALSE. Of two rules it is asked
     subsumed        can the one fire, or without a kind be TRUE, while the other does not?
 
 A rule that fires only when another one fires is fine where it says more: it is more severe, or it warms
-up sooner. What is asked holds for one row of one layer, and thereby for the headline over layers.
+up sooner. Of an axiom its evidence is asked after; `concluding` asks the rest about conclusions. What is
+asked holds for one row of one layer, and thereby for the headline over layers.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from ..formula import SEVERITIES, Rule, variables
+from .concluding import conclusion_findings
 from .decide import TOLERANCE, Answer, Decision, Demand, Wanted, shared
 from .features import Features
 from .findings import Finding, Level
@@ -40,18 +43,25 @@ class Checks:
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
-        self._features = Features(reading.predicates, reading.signals)
+        self._axioms = reading.axioms
+        sides = {name: self._axioms.sides(name) for name in self._axioms.names}
+        whole = all(finding.code != "axiom" for finding in reading.findings)  # what was refused may say more
+        self._features = Features(reading.predicates, reading.signals, sides if whole else {})
         self._decision = Decision(self._features)
 
     def findings(self) -> Iterator[Finding]:
         """All of them, rule by rule."""
-        rules = self._reading.rules
+        rules = [
+            Placed(replace(rule, formula=self._axioms.stated(rule)), line)
+            for rule, line in self._reading.rules
+        ]
         sound: list[tuple[Placed, Samples]] = []
         for placed, samples in zip(rules, self._sampled([placed.rule for placed in rules]), strict=True):
             found = list(self._alone(placed, samples))
             yield from found
-            if not found:
+            if not found and not self._is_axiom(placed.rule):
                 sound.append((placed, samples))
+        yield from conclusion_findings(self._reading, self._decision)
         for (first, a), (second, b) in itertools.combinations(sound, 2):
             if shared(first.rule, second.rule, self._features):
                 yield from self._pair(first, second, a, b)
@@ -74,8 +84,32 @@ class Checks:
             yield self._constant(placed, only, answers)
             return
         for wanted in STATES:
-            if never[wanted]:
+            if never[wanted] and self._matters(rule, wanted):
                 yield self._never(placed, wanted, answers[wanted])
+
+    def _is_axiom(self, rule: Rule) -> bool:
+        return any(self._axioms.has(each) for each, _ in self._reading.rules if each.name == rule.name)
+
+    def _matters(self, rule: Rule, wanted: Wanted) -> bool:
+        """Whether a state is missed. Without evidence a conclusion is unknown: one state is enough for it."""
+        concludes = not set(self._axioms.names).isdisjoint(variables(rule.formula))
+        return not (concludes or self._is_axiom(rule)) or wanted == FIRES[rule.kind]
+
+    def _subject(self, rule: Rule) -> str:
+        return f"the evidence of axiom '{rule.name}'" if self._is_axiom(rule) else f"rule '{rule.name}'"
+
+    def _remedy(self, rule: Rule, wanted: Wanted, remedy: str) -> str:
+        """What to do about a state that is never reached: first of all, conclude what no axiom does."""
+        pushes = self._axioms.pushes(rule.formula, wanted == "TRUE")
+        lacking = [
+            name if positive else f"~{name}"
+            for name, positive in dict.fromkeys(pushes)
+            if not self._features.concluded.get(name, (True, True))[0 if positive else 1]
+        ]
+        if not lacking:
+            return remedy
+        names = ", ".join(f"'{name}'" for name in lacking)
+        return f"No axiom concludes {names}: write one, evidence -> {lacking[0]}."
 
     def _constant(self, placed: Placed, only: dict[Wanted, bool], answers: dict[Wanted, Answer]) -> Finding:
         rule = placed.rule
@@ -85,7 +119,9 @@ class Checks:
             ending = f", so that it {'always' if state == FIRES[rule.kind] else 'never'} fires"
         nearest = max(answer.proven for answer in answers.values())
         remedy = _reachable(rule.threshold + nearest) if state == "UNKNOWN" else _LOOK
-        message = f"rule '{rule.name}' is {state} whatever its predicates say{ending}."
+        if state == "UNKNOWN":
+            remedy = self._remedy(rule, FIRES[rule.kind], remedy)
+        message = f"{self._subject(rule)} is {state} whatever its predicates say{ending}."
         return self._finding(placed, "error" if rule.kind else "warning", "constant", message, remedy)
 
     def _never(self, placed: Placed, wanted: Wanted, answer: Answer) -> Finding:
@@ -102,8 +138,8 @@ class Checks:
             told = f"its upper bound is {reach:g} at least, and FALSE begins at {demand.border:g}"
         witness = self._constant_witness(demand, answer)
         shown = f" (at {_told(witness)})" if witness else ""
-        message = f"rule '{rule.name}' can never be {wanted}{ending}: {told}{shown}."
-        remedy = _reachable(rule.threshold + answer.proven)
+        message = f"{self._subject(rule)} can never be {wanted}{ending}: {told}{shown}."
+        remedy = self._remedy(rule, wanted, _reachable(rule.threshold + answer.proven))
         return self._finding(placed, level, f"never-{wanted.lower()}", message, remedy, witness)
 
     def _constant_witness(self, demand: Demand, answer: Answer) -> dict[str, tuple[float, float]]:
@@ -123,7 +159,9 @@ class Checks:
             if (line := self._features.lines.get(name)) is not None:
                 atoms[name, 0] = line.bounds(z[line.feature])
             else:
+                rises, falls = self._features.concluded.get(name, (True, True))
                 atoms[name, 0] = np.sort(rng.beta(0.3, 0.3, (SAMPLES, 2)), axis=-1)
+                atoms[name, 0] = np.where([rises, falls], atoms[name, 0], [0.0, 1.0])
         truths = [truth(rule.formula, atoms) for rule in rules]
         return [
             {state: Demand(rule, state).met_by(interval) for state in (*STATES, *NOT.values())}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from .features import Features, Line, sigmoid
-from .milp import Linear, Program
+from .milp import Linear, Program, constant
 
 GRID = np.array([0, 1, 2, 3, 4.5, 7, 20])  # logits at which the chords of a sigmoid meet
 TOLD_WELL = 1e-6  # a predicate this close to its sigmoid is on it
@@ -45,8 +45,11 @@ class Curves:
         key = name, lag
         if key not in self.atoms:
             if (line := self.features.lines.get(name)) is None:
-                lower, upper = self._program.column(), self._program.column()
-                self._program.require(upper.plus(lower.times(-1)))
+                rises, falls = self.features.concluded.get(name, (True, True))
+                lower = self._program.column() if rises else constant(0.0)
+                upper = self._program.column() if falls else constant(1.0)
+                if rises and falls:
+                    self._program.require(upper.plus(lower.times(-1)))
             else:
                 lower, upper = self._bound(line, False, lag), self._bound(line, True, lag)
             self.atoms[key] = lower, upper

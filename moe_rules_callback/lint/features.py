@@ -58,13 +58,21 @@ class Features:
     Args:
         predicates: by name.
         signals: what they are about, by name.
+        concluded: of other names: whether their lower bound can be above 0, and their upper one below 1.
 
     Attributes:
+        concluded: as given.
         lines: of each predicate, by name.
         ranges: of each feature: the z that can occur and are not saturated for all its predicates.
     """
 
-    def __init__(self, predicates: Mapping[str, Predicate], signals: Mapping[str, Signal]) -> None:
+    def __init__(
+        self,
+        predicates: Mapping[str, Predicate],
+        signals: Mapping[str, Signal],
+        concluded: Mapping[str, tuple[bool, bool]] | None = None,
+    ) -> None:
+        self.concluded = concluded or {}
         self.lines: dict[str, Line] = {}
         known: list[tuple[object, np.ndarray]] = []  # of each feature: what it is, its first ramp
         limits: list[tuple[float, float]] = []

@@ -7,14 +7,17 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
+from ..axioms import Axioms
+from ..conclusions import clauses, concluded, is_axiom
 from ..errors import MoeRulesError, RulebookError, RuleSyntaxError, UnknownNameError
 from ..formula import Rule, variables
 from ..language import parse_rule
-from ..predicates import ALIASES, SENSES, Predicate, resolve
+from ..predicates import ALIASES, SENSES, Predicate, is_measured, resolve
 from ..rulebook import book_names, load_rules
 from ..rulefile import Reader
 from ..signals import SCALAR_RAMPS, Signal, scalar, shipped
@@ -41,6 +44,7 @@ class Reading:
         defined: predicates of the source by name, each with its line.
         predicates: all that rules of the source mean, by name; those nobody knows are missing.
         signals: what the predicates are about, by name.
+        axioms: those among the rules.
         findings: of syntax and names.
     """
 
@@ -49,6 +53,7 @@ class Reading:
     defined: dict[str, tuple[Predicate, int]] = field(default_factory=dict)
     predicates: dict[str, Predicate] = field(default_factory=dict)
     signals: dict[str, Signal] = field(default_factory=dict)
+    axioms: Axioms = field(default_factory=lambda: Axioms((), {}))
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -128,10 +133,12 @@ def _fault(error: MoeRulesError, origin: str, line: int, name: str) -> Finding:
 def _resolve(reading: Reading, given: Mapping[str, Predicate]) -> None:
     """Find what each name means; what nobody knows is a finding at the first rule that uses it."""
     own = {**given, **{name: predicate for name, (predicate, _) in reading.defined.items()}}
+    _conclude(reading, own)
     uses: dict[str, Placed] = {}
     for placed in reading.rules:
         for name in variables(placed.rule.formula):
-            uses.setdefault(name, placed)
+            if name not in reading.axioms.names:
+                uses.setdefault(name, placed)
     for name, placed in uses.items():
         if name in reading.defined:
             predicate, line = reading.defined[name]
@@ -154,6 +161,23 @@ def _resolve(reading: Reading, given: Mapping[str, Predicate]) -> None:
         if name not in uses:
             message = f"predicate '{name}' is used by no rule."
             reading.findings.append(Finding(reading.file, line, "note", "unused", name, message))
+
+
+def _conclude(reading: Reading, own: Mapping[str, Predicate]) -> None:
+    """Find the axioms. One of a form that cannot be is a finding, and dropped from the rules."""
+    names = concluded([placed.rule for placed in reading.rules], partial(is_measured, own=own))
+    kept = []
+    for placed in reading.rules:
+        rule = placed.rule
+        try:
+            if is_axiom(rule, names):
+                clauses(rule, names)
+            kept.append(placed)
+        except RulebookError as error:
+            finding = Finding(reading.file, placed.line, "error", "axiom", rule.name, str(error))
+            reading.findings.append(finding)
+    reading.rules = kept
+    reading.axioms = Axioms([placed.rule for placed in kept], own, names)
 
 
 def _over_scalar(reading: Reading, predicate: Predicate, line: int, name: str, where: str) -> Predicate:

@@ -2,7 +2,7 @@
 
 A row is coloured by the state of its rule; where a long run is thinned, by how often each state occurred.
 The strip below a row is orange wherever the rule fires, if only in one of many rows. Risks come first,
-then the rules of health, then those that are only watched.
+then the rules of health, those that are only watched, and axioms.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from ..errors import HistoryError
 from ..formula import RuleKind
+from ..proof import proofs_of
 from ..records import State, fires_in
 from .style import ALARM, QUIET, label, new_figure, style
 from .thinning import Thinned, rows_of, thin
@@ -36,6 +37,7 @@ KINDS: dict[RuleKind, str] = {
     "health": "Health rules fire when FALSE",
     None: "Rules that are only watched",
 }
+AXIOMS = "Axioms, by the state of their evidence"
 HEADING = 0.75  # height of a group's, in rows
 HEADING_TEXT: dict[str, Any] = {"fontsize": 8, "color": QUIET, "style": "italic", "va": "bottom"}
 
@@ -52,24 +54,28 @@ def plot_timeline(history: xr.Dataset) -> Figure:
     history = rows_of(history)
     step = history["step"].values
     told: dict[str, dict[str, Any]] = json.loads(history.attrs["rules"])
-    groups: dict[RuleKind, list[str]] = {
-        kind: [rule for rule in told if told[rule]["kind"] == kind] for kind in KINDS
+    proofs = proofs_of(history)
+    axioms = [r for r in told if proofs and proofs.role(r) == "axiom" and not told[r]["kind"]]
+    groups: dict[str, list[str]] = {
+        words: [rule for rule in told if told[rule]["kind"] == kind and rule not in axioms]
+        for kind, words in KINDS.items()
     }
+    groups[AXIOMS] = axioms
     rules = [rule for group in groups.values() for rule in group]
     if not rules:
         raise HistoryError("The history holds no rules: only signals were recorded.")
     states = history["state"].sel(rule=rules).transpose("rule", "step").values
-    height = (0.42 if len(rules) <= 12 else 0.27) * (len(rules) + HEADING * len(groups))
+    height = (0.42 if len(rules) <= 12 else 0.27) * (len(rules) + HEADING * sum(map(bool, groups.values())))
     figure = new_figure(10, 1.3 + height)
     axes = figure.subplots()
     tops, notes, top, rows = [], [], 0.0, 1
-    for kind, group in groups.items():
+    for words, group in groups.items():
         if group:
             where: dict[str, Any] = {"transform": axes.get_yaxis_transform()}
-            axes.text(0.004, top + 0.9 * HEADING, KINDS[kind], **HEADING_TEXT, **where)
+            axes.text(0.004, top + 0.9 * HEADING, words, **HEADING_TEXT, **where)
             top += HEADING
         for rule in group:
-            state, warmup = states[len(tops)], told[rule]["warmup"]
+            state, warmup, kind = states[len(tops)], told[rule]["warmup"], told[rule]["kind"]
             judged = step >= warmup
             fired = judged & (state == fires_in([kind]))
             parts = thin(step, np.stack([*(state == one for one in STATES), fired], axis=1))

@@ -49,6 +49,7 @@ def _panels(parts: Thinned, verdict: Verdict, layers: list[str]) -> Html:
         fires, must = parts.high[..., 0] >= threshold, verdict.threshold
     else:
         fires, must = 1 - parts.low[..., 1] >= threshold, 1 - verdict.threshold
+    fires &= parts.mean[..., 0] <= parts.mean[..., 1]  # where axioms contradict each other nothing fires
     fires &= (parts.edges[1:] > verdict.warmup)[:, None]
     certain = parts.mean.sum(axis=(0, 2)) * (1 if verdict.kind == "risk" else -1)
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..axioms import Role
 from ..formula import SEVERITIES
+from ..proof import Reason
 from ..verdicts import Verdict, summary, verdicts
 from .markup import Html, breakable, escape, fill, join, settings, table
 from .multiples import layer_multiples
@@ -28,8 +30,15 @@ ARTICLE = """<article id="rule-$number" class="$severity">
 <p>$sentence</p>
 <p><code>$text</code></p>
 $why
+$proof
 $panels
 </article>"""
+PROOF = """<dl><dt>Proof at step $step</dt><dd>$reasons</dd></dl>"""
+ROLES: dict[Role, str] = {
+    "conclusion": "Conclusions: what follows from the axioms",
+    "rule": "Rules over what is measured",
+    "axiom": "Axioms: how far their evidence holds",
+}
 PICTURE = """<figure class="picture"><h3>$title</h3>
 <div class="wide" tabindex="0" role="group" aria-label="$title">
 <img src="$uri" alt="$alt" width="$width" height="$height"></div>
@@ -143,8 +152,23 @@ def _article(number: int, verdict: Verdict, panels: Html) -> Html:
         sentence=verdict.sentence[0].upper() + verdict.sentence[1:],
         text=verdict.text,
         why=fill("<dl>$why</dl>", why=why) if why else missing,
+        proof=_proof(verdict),
         panels=panels,
     )
+
+
+def _proof(verdict: Verdict) -> Html:
+    """The reasons for a conclusion, a line each; those for its premises below it, nested."""
+    if not verdict.proof:
+        return Html()
+    return fill(PROOF, step=f"{verdict.proof_step:,}", reasons=_reasons(verdict.proof))
+
+
+def _reasons(reasons: Sequence[Reason]) -> Html:
+    if not reasons:
+        return Html()
+    items = [fill("<li>$reason$below</li>", reason=one, below=_reasons(one.reasons)) for one in reasons]
+    return fill("<ul>$items</ul>", items=join(items))
 
 
 def _rules(found: Sequence[Verdict], fired: Sequence[Verdict], unjudged: Sequence[str]) -> Html:
@@ -152,18 +176,25 @@ def _rules(found: Sequence[Verdict], fired: Sequence[Verdict], unjudged: Sequenc
         verdict.rule: fill('<a href="#rule-$number">$rule</a>', number=number, rule=breakable(verdict.rule))
         for number, verdict in enumerate(fired)
     }
-    rows = [
-        (
-            links.get(v.rule, v.rule),
-            _result(v),
-            v.sentence,
-            fill("<code>$text</code>", text=breakable(v.text)),
-        )
-        for v in found
-    ]
     badge = fill('<span class="badge none">left out</span>')
-    rows += [(rule, badge, "the log lacks its signals", "") for rule in unjudged]
-    return table("Every rule of the run, in its order", ("Rule", "Result", "Verdict", "Text"), rows)
+    left_out = [(rule, badge, "the log lacks its signals", "") for rule in unjudged]
+    heads = ("Rule", "Result", "Verdict", "Text")
+    tables = []
+    for role, caption in ROLES.items():
+        rows: list[tuple[object, ...]] = [
+            (
+                links.get(v.rule, v.rule),
+                _result(v),
+                fill("$sentence$proof", sentence=v.sentence, proof=Html() if v.fired else _proof(v)),
+                fill("<code>$text</code>", text=breakable(v.text)),
+            )
+            for v in found
+            if v.role == role
+        ]
+        tables.append(table(caption, heads, [*rows, *(left_out if role == "rule" else [])]))
+    if sum(map(bool, tables)) == 1:
+        return Html("".join(tables).replace(ROLES["rule"], "Every rule of the run, in its order"))
+    return join(filter(None, tables))
 
 
 def _result(verdict: Verdict) -> Html:
@@ -171,7 +202,10 @@ def _result(verdict: Verdict) -> Html:
     if verdict.fired:
         return fill('<span class="badge $severity">fired</span>', severity=verdict.severity)
     if not verdict.kind:
-        return fill('<span class="badge none">watched</span>')
+        word = "axiom" if verdict.role == "axiom" else "watched"
+        return fill('<span class="badge none">$word</span>', word=word)
+    if verdict.contradicted is not None:
+        return fill('<span class="badge none">contradictory</span>')
     if not verdict.decided:
         return fill('<span class="badge none">not decided</span>')
     return fill('<span class="badge good">passed</span>')
