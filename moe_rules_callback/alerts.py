@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .formula import Rule, variables
+from .proof import Proofs, Reason
+from .proof import lines as proof_lines
 from .records import Records, Schema, fires_in
 from .syntax_hints import blank_comments
 
@@ -31,6 +33,7 @@ class Alert:
         layer: the layer that decided: highest lower bound for a risk, lowest upper bound otherwise.
         truth: (lower, upper) of the rule in that row, over all layers.
         signals: the signals that its predicates judge, in that row and layer.
+        reasons: of a rule over concluded names, the axioms behind it, the strongest first.
         ended: step of the first of the rows in which it fired no more; None while it does.
     """
 
@@ -39,10 +42,11 @@ class Alert:
     layer: str
     truth: tuple[float, float]
     signals: Mapping[str, float] = field(default_factory=dict, hash=False)
+    reasons: tuple[Reason, ...] = ()
     ended: int | None = None
 
     def __str__(self) -> str:
-        """Verdict, why, next, on one line each; of one that has ended, that it has."""
+        """Verdict, why with a line for each reason, next; of one that has ended, that it has."""
         rule, (lower, upper) = self.rule, self.truth
         verdict = "TRUE" if rule.kind == "risk" else "FALSE"
         if self.ended is not None:
@@ -57,6 +61,7 @@ class Alert:
             f"{rule.name} is {verdict} {where} [{lower:.2f}, {upper:.2f}]"
             + (f": {values}" if values else ""),
             f"  Why:  {text}" + (f". {why}" if why else ""),
+            *proof_lines(self.reasons, "        "),
         ]
         if rule.next_step:
             lines.append(f"  Next: {rule.next_step}")
@@ -122,4 +127,6 @@ def alert_of(records: Records, row: int, number: int) -> Alert:
         for name in judged
         if name in schema.signal_names
     }
-    return Alert(rule, int(records.step[row]), schema.layers[worst], (float(lower), float(upper)), signals)
+    reasons = Proofs(records)(rule.name, row)
+    truth = float(lower), float(upper)
+    return Alert(rule, int(records.step[row]), schema.layers[worst], truth, signals, reasons)

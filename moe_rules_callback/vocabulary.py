@@ -17,7 +17,16 @@ from .errors import MissingSignalError, RulebookError, UnknownNameError, closest
 from .formula import Rule, Var, variables
 from .metrics import ROUTER_METRICS, TREES, Routers, collect, scalars
 from .predicates import Predicate, is_measured, resolve
-from .signals import RecordedSignal, RouterSignal, Signal, WindowSignal, recorded, scalar, shipped
+from .signals import (
+    SCALAR_RAMPS,
+    RecordedSignal,
+    RouterSignal,
+    Signal,
+    WindowSignal,
+    recorded,
+    scalar,
+    shipped,
+)  # fmt: skip
 from .statistics import TOKENS
 from .summaries import Recorded, Summary, summaries
 
@@ -109,6 +118,8 @@ class Vocabulary:
 
     def missing(self, signal: str) -> str:
         """What to pass so that a signal can be computed, or "" when it can."""
+        if signal in SCALAR_RAMPS and signal not in self.signals:
+            return f"'{signal}'"
         if signal not in self.signals:
             return f"'{signal}', which is no shipped signal.{closest(signal, self.signals)}".rstrip(".")
         found = self.signals[signal]
@@ -170,7 +181,7 @@ class Vocabulary:
         """
         given = ", ".join(sorted(self.layout.metrics)) or "none"
         left_out: dict[str, list[str]] = {}
-        kept = [*rules, *optional]
+        kept, every = [*rules, *optional], self.concluded([*rules, *optional])
         while True:  # until no rule rests on a conclusion whose axioms were left out
             names, before = self.concluded(kept), kept
             kept = []
@@ -182,6 +193,8 @@ class Vocabulary:
                 except UnknownNameError as error:
                     if own:
                         raise
+                    if not set(every).isdisjoint(variables(rule.formula)):
+                        continue  # its axioms are told of
                     signal, what, advice = "", str(error), f"{error} Hence without "
                 if what and own:
                     raise MissingSignalError(

@@ -37,7 +37,7 @@ class Config:
     steps: int = setting(1200, "training steps")
     seed: int = setting(0, "of the weights, the batches and the router noise")
     logdir: str = setting("runs/reference", "where event files, history, audit.png and affinity table go")
-    rules: str = setting("nano_moe", "a shipped rule book or the path of a TOML rule file")
+    rules: str = setting("nano_moe", "a book or a TOML file; else nano_moe, with a fault router_health")
     audit: bool = setting(True, "watch the router; --no-audit trains the same model without")
     distributed: bool = setting(False, "call jax.distributed.initialize() first; start one process a host")
     log_every: int = setting(100, "steps between two printed lines")
@@ -110,7 +110,11 @@ def from_command_line(arguments: Sequence[str] | None = None) -> Config:
         elif field.name in CHOICES:
             form = {"choices": CHOICES[field.name]}
         parser.add_argument(option, default=field.default, help=field.metadata["help"], **form)
+    parser.set_defaults(rules=None)
+    given = vars(parser.parse_args(arguments))
+    # Whoever plants a fault wants to hear its name.
+    given["rules"] = given["rules"] or ("router_health" if given["fault"] else Config.rules)
     try:
-        return Config(**vars(parser.parse_args(arguments)))
+        return Config(**given)
     except ConfigError as error:
         parser.error(str(error))

@@ -41,6 +41,7 @@ from .faults.injection import Injection
 from .learning import SCALARS, create, learn, make_evaluation, make_step
 
 AHEAD = 8  # steps that the host may be ahead of the devices
+FLUSH_EVERY = 16  # steps after which alerts are told
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,12 @@ def train(config: Config, say: Callable[[str], object] = print) -> Result:
     if config.audit:  # AUDIT: it is made, and shown the shapes of the metrics
         verdicts, settings = report.Verdicts(), dataclasses.asdict(config)
         audit = RuleAuditCallback(
-            config.rules, logdir=config.logdir, signals=SCALARS, plugins=[verdicts], config=settings
+            config.rules,
+            logdir=config.logdir,
+            signals=SCALARS,
+            plugins=[verdicts],
+            flush_every=FLUSH_EVERY,
+            config=settings,
         )
         look = functools.partial(advance, graphdef=graphdef, config=config, domains=domains)
         _, metrics = jax.eval_shape(look, state, *held_out[0])

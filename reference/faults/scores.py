@@ -3,8 +3,8 @@
     score(judged, reference)      a `Score`; `reference` holds the alarms that leads are counted against
 
 An alarm in a faulty run counts as right from the fault's onset on. A fault is detected by any right alarm,
-and diagnosed by one that names its illness. Names of illnesses are counted once a run; a rule may also be about a
-symptom, which is no diagnosis.
+and diagnosed by one that names its illness. Names of illnesses are counted once a run; a rule may also be
+about a symptom, which is no diagnosis.
 """
 
 from __future__ import annotations
