@@ -29,6 +29,7 @@ from .hookspecs import hookimpl
 from .language import parse_rule
 from .plugins import get_plugin_manager
 from .predicates import Predicate
+from .probes import ProbeState, RouterProbe
 from .records import Records, Run, Schema, SignalInfo, State
 from .rulebook import Rulebook, load_rules
 from .signals import Signal
@@ -48,7 +49,9 @@ __all__ = [
     "MoeRulesError",
     "PluginError",
     "Predicate",
+    "ProbeState",
     "Records",
+    "RouterProbe",
     "Rule",
     "RuleAuditCallback",
     "RuleSyntaxError",
