@@ -25,7 +25,7 @@ import optax
 from flax import nnx
 from IPython.display import display
 
-from moe_rules_callback import RuleAuditCallback, evaluate, load_rules
+from moe_rules_callback import RuleAuditCallback, evaluate, load_rules, parse_rule
 
 # %matplotlib inline
 
@@ -149,13 +149,21 @@ six = load_rules("nano_moe").rules
 display(*six)
 
 # %% [markdown]
-# The book `router_health` has a rule that asks a sharper question: does the choice of an expert depend on
-# the token at all? We add it.
+# The seventh we write ourselves. It asks a sharper question: does the choice of an expert depend on the
+# token at all? A signal for it is shipped, the mutual information of token and expert.
 
 # %%
-health = {rule.name: rule for rule in load_rules("router_health").rules}
-rules = [*six, health["router_not_learning"]]
-display(rules[-1])
+blind = parse_rule(
+    "0.75 :: always[8](low_router_mutual_information)",
+    "blind_router",
+    kind="risk",
+    warmup=100,
+    description="Which expert is chosen hardly depends on the token, however balanced the loads are.",
+    cause="The router gets no gradient, or the balancing loss outweighs the model's loss.",
+    next_step="Look at router_gradient_share: near 0 the router is starved.",
+)
+rules = [*six, blind]
+display(blind)
 
 # %% [markdown]
 # ## How to read a rule
@@ -227,9 +235,9 @@ print(history.moe_rules.to_tutorial())
 display(history.moe_rules.plot())
 
 # %% [markdown]
-# At first routing is chance: `router_not_learning` and `underutilized_experts` are high. As the router learns
-# they fall towards 0, and the rules that speak of confident routing begin to rise. That is the way from
-# chance to structure.
+# At first routing is chance: `blind_router` and `underutilized_experts` are high. As the router learns they
+# fall towards 0, and the rules that speak of confident routing begin to rise. That is the way from chance to
+# structure.
 #
 # Do not read more into it than it says. A rule over both layers is as true as its worse layer, its ramps and
 # its threshold are strict, and the run is short: the good news is on its way and hardly ever TRUE.
@@ -271,10 +279,10 @@ starved = train(starved=True)
 figure, (above, below) = plt.subplots(2, 1, figsize=(8, 5), sharex=True, layout="constrained")
 for name, run in (("learning", history), ("starved", starved)):
     run.loss.rolling(step=30, center=True, min_periods=1).mean().plot(ax=above, label=f"{name} router")
-    truth = run.moe_rules["router_not_learning"]
+    truth = run.moe_rules["blind_router"]
     below.fill_between(run.step, *truth.transpose("bound", "step"), alpha=0.5, label=f"{name} router")
 above.set(title="Loss, rolling mean of 30 rows", xlabel="", ylabel="")
-below.set(title="Truth of router_not_learning", xlabel="Step")
+below.set(title="Truth of blind_router", xlabel="Step")
 above.legend()
 below.legend()
 losses = [float(run.loss[-100:].mean()) for run in (history, starved)]
@@ -290,7 +298,7 @@ display(starved.moe_rules)
 
 # %%
 found = {verdict.rule: verdict for verdict in starved.moe_rules.verdicts()}
-display(found["router_not_learning"])
+display(found["blind_router"])
 
 # %% [markdown]
 # ## What the other rules could not say
@@ -310,13 +318,14 @@ print(f"so L of its opposite is never above {1 - upper:.3f}, and the rule's thre
 # %% [markdown]
 # So with four experts the rule can never become TRUE. One could move the offset until it does. We do not: a
 # rule is worth something only if it can also say no. An UNKNOWN that never ends is a hint that a rule asks
-# the wrong question, and the audit says so: *never decided*. `router_not_learning` asks the right one. It
-# looks at the mutual information of token and expert, which is 0 for a router at chance, however many experts
-# there are.
+# the wrong question, and the audit says so: *never decided*. `blind_router` asks the right one. It looks at
+# the mutual information of token and expert, which is 0 for a router at chance, however many experts there
+# are.
 #
 # ## From here
 #
 # * `RuleAuditCallback(rules, logdir="runs/demo")` writes TensorBoard files and the history to disk;
 #   `open_history("runs/demo")` reads it back, also while the run goes on.
-# * Without any rules, `RuleAuditCallback()` watches with the whole book `router_health`.
+# * Without any rules, `RuleAuditCallback()` watches with the whole book `router_health`. It asks the same,
+#   and given `params` and `grads` as well it names the illness.
 # * `moe-rules plot runs/demo` draws the pictures from the shell.

@@ -62,7 +62,7 @@ def test_the_story_is_true(tmp_path):
     learning, starved = map(float, found.groups())
     assert starved == pytest.approx(learning, rel=0.05)  # the loss does not tell
 
-    before, after = re.findall(r"<b title=[^>]*>router_not_learning</b>.*?</tr>", told)  # the two runs
+    before, after = re.findall(r"<b title=[^>]*>blind_router</b>.*?</tr>", told)  # the two runs
     assert "FALSE [0.0" in before
     assert ">fires<" in after
     assert "TRUE [0.9" in after

@@ -290,14 +290,14 @@ def test_a_log_of_another_trainer_is_reported(tmp_path: Path):
     row = {
         "routing_acc": 0.58,
         "entropy": 1.4,
-        "utilization": [0.95, 0.01, 0.01, 0.03],
+        "utilization": [0.34, 0.33, 0.33, 0.0],
         "metrics": {"loss": 2},
     }
     log.write_text("".join(json.dumps({"epoch": epoch, **row}) + "\n" for epoch in range(200)))
     assert main(["report", str(log)]) == 0
     tags = Page((tmp_path / "report.html").read_text("utf-8"))
     assert "<title>training_log.txt" in (tmp_path / "report.html").read_text("utf-8")
-    assert "load_collapse" in tags.text
+    assert "dead_expert" in tags.text
     assert "columns.utilization" in tags.text
     assert "router_not_learning\nleft out\nthe log lacks its signals" in tags.text
     assert "(worst)" not in tags.text  # of one layer

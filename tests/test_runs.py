@@ -53,7 +53,7 @@ def test_a_log_gives_bit_by_bit_what_its_metrics_give(log: Path):
 
 
 def test_a_log_without_rules_is_judged_by_the_shipped_book(log: Path):
-    assert "router_saturated" in open_run(log).rule.values
+    assert "dead_expert" in open_run(log).rule.values
 
 
 def test_it_keeps_how_the_log_was_read(log: Path):

@@ -69,7 +69,12 @@ def of_book(tmp_path: Path):
 
 @pytest.mark.parametrize("name", book_names())
 def test_shipped_books_are_clean(name: str) -> None:
-    assert lint(name) == []
+    meant = {
+        # Scalars that the trainer passes: validation_loss, balancing_loss.
+        "router_health": [("note", "standing_validation"), ("note", "told_unbalanced")],
+        "balanced_but_not_learning": [("note", "learning_router")],  # watched, and no risk
+    }
+    assert [(finding.level, finding.name) for finding in lint(name)] == meant.get(name, [])
 
 
 def test_every_fault_of_a_file_with_its_line(tmp_path: Path) -> None:
