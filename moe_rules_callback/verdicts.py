@@ -101,7 +101,10 @@ class Verdict:
 
     @property
     def decided(self) -> bool:
-        """Whether it was TRUE or FALSE in any row in which it was judged."""
+        """Whether it was TRUE or FALSE in any row in which it was judged; of a risk that is concluded,
+        whether it was judged: where nothing speaks for it, it is not found."""
+        if self.role == "conclusion" and self.kind == "risk":
+            return self.rows > 0
         return self.counts[State.TRUE] + self.counts[State.FALSE] > 0
 
     @property

@@ -1,11 +1,13 @@
 """The loss above, the truth of every rule below.
 
 A rule is a line at its upper bound with a band down to its lower one: a thin band is a sure verdict,
-a band from 0 to 1 knows nothing.
+a band from 0 to 1 knows nothing. Where rules conclude, their evidence is left out, and conclusions for which
+nothing ever spoke.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..proof import Proofs
 from .style import INK, label, looks, new_figure, save, style
 from .thinning import rolling_mean, rows_of, thin
 
@@ -65,8 +68,15 @@ def _draw_loss(axes: Axes, step: np.ndarray, loss: np.ndarray, smooth: int) -> N
 
 
 def _draw_rules(axes: Axes, history: xr.Dataset, smooth: int) -> None:
-    rules, step = history["rule"].values.tolist(), history["step"].values
+    everything, step = history["rule"].values.tolist(), history["step"].values
     truths = history["truth"].transpose("rule", "step", "bound").values  # read once
+    proofs = Proofs(history)
+    roles = [proofs.role(rule) for rule in everything]
+    kept = _telling(roles, truths)
+    rules, truths = [everything[i] for i in kept], truths[kept]
+    concluded = np.array([roles[i] == "conclusion" for i in kept])
+    # Little speaks against conclusions, so their upper bounds stay at 1; what speaks for them counts.
+    truths = np.where(concluded[:, None, None], truths[..., :1], truths)
     crowded = len(rules) > 12
     last, lines, note = {}, {}, ""
     for rule, truth, (colour, dashes) in zip(rules, truths, _looks(rules), strict=True):
@@ -82,18 +92,30 @@ def _draw_rules(axes: Axes, history: xr.Dataset, smooth: int) -> None:
     axes.set_ylim(-0.05, 1.05)
     axes.set_yticks((0, 0.25, 0.5, 0.75, 1), ("0", ".25", ".5", ".75", "1"))
     axes.set_xlabel("Step")
-    style(axes, "Truth of the rules", f"line: upper bound, band: down to the lower; {note}")
+    bounds = "line: upper bound, band: down to the lower" + (
+        "; conclusions: lower" if concluded.any() else ""
+    )
+    style(axes, "Truth of the rules", f"{bounds}; {note}")
     shown = sorted(rules[:LEGEND_RULES], key=last.__getitem__, reverse=True)  # as the lines end
     axes.legend(
         [lines[rule] for rule in shown],
         [label(rule) for rule in shown],
-        title=f"{LEGEND_RULES} of {len(rules)} rules" if len(rules) > LEGEND_RULES else None,
+        title=f"{len(shown)} of {len(everything)} rules" if len(shown) < len(everything) else None,
         loc="upper left",
         bbox_to_anchor=(1.0, 1.03),
         frameon=False,
         fontsize=8 if crowded else 9,
         handlelength=3.6,
     )
+
+
+def _telling(roles: Sequence[str], truths: np.ndarray) -> list[int]:
+    """Numbers of the rules to draw: where there are axioms, what follows from them and is ever known."""
+    others = [i for i, role in enumerate(roles) if role != "axiom"]
+    if len(others) == len(roles):
+        return others
+    known = [i for i in others if np.nanmin(truths[i, :, 1] - truths[i, :, 0]) < 0.5]
+    return known or others
 
 
 def _looks(rules: list[str]) -> list[tuple[str, Any]]:

@@ -103,7 +103,7 @@ if __name__ == "__main__":
     jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, number)
     assert jnp.zeros(()).is_fully_addressable
     assert jax.process_count() == jax.device_count() == 2
-    seen = {"tied": loop(number, True), "apart": loop(number, False), "alone": alone(number)}
+    seen: dict[str, Any] = {"tied": loop(number, True), "apart": loop(number, False), "alone": alone(number)}
     seen["entropy"] = sharded()
     snapshot(sys.argv[3])
     print(json.dumps(seen))
