@@ -20,6 +20,8 @@ from .formula import Formula, Rule, variables
 from .program import Program, States
 from .temporal import UNKNOWN
 
+ROUNDING = 1e-6  # by which bounds may cross without a contradiction
+
 
 class Deduction:
     """Rules evaluated together, as `Program` does, with names inferred from axioms.
@@ -120,4 +122,6 @@ class Inference:
             bounds = jax.lax.fori_loop(0, self._passes, tighten, bounds)
         else:
             bounds = tighten(0, bounds)
-        return jnp.stack(bounds, axis=-1)
+        lower, upper = bounds
+        rounding = (lower > upper) & (lower - upper < ROUNDING)
+        return jnp.stack([jnp.where(rounding, upper, lower), upper], axis=-1)

@@ -184,7 +184,7 @@ def load_cv_living(s: Statistics) -> jax.Array:
     assert s.k is not None
     load = s["load"]
     living = load >= 0.1 / s.experts
-    count = living.sum(-1)
+    count = living.sum(-1, dtype=load.dtype)
     mean = jnp.where(living, load, 0.0).sum(-1) / count
     square = jnp.where(living, jnp.square(load - mean[..., None]), 0.0).sum(-1) / count
     worst = jnp.sqrt(jnp.maximum(count / s.k - 1, 0.0))
