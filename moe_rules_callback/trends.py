@@ -88,7 +88,7 @@ def level_shift(rows: jax.Array, age: jax.Array) -> jax.Array:
     newest = (age < SHIFTED)[:, None] & jnp.isfinite(rows)
     older = jnp.where((age < SHIFTED)[:, None], jnp.nan, rows)
     finite = jnp.isfinite(older)
-    n, m = finite.sum(0), newest.sum(0)
+    n, m = finite.sum(0, dtype=rows.dtype), newest.sum(0, dtype=rows.dtype)
     x = -age.astype(rows.dtype)[:, None]
     centre = jnp.where(finite, x, 0.0).sum(0) / n
     away = jnp.where(finite, x - centre, 0.0)
