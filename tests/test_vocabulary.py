@@ -35,7 +35,8 @@ def test_a_shipped_book_concludes_from_what_there_is(book: Any, caplog: pytest.L
         "rules without their signals are left out: pass 'grads' for starved_by_gradient, "
         "learning_by_gradient, dominated_by_gradient; pass 'router_logits' for saturated_by_logits; pass "
         "'expert_index' or top_k= for dead_by_load, dead_for_long, collapsed_by_load, collapsed_by_first, "
-        "weak_by_load, misrouted_by_margin, uneven_load; pass 'dropped_token_fraction' for overflow_by_drops; "
+        "weak_by_load, misrouted_by_margin, uneven_load; pass 'dropped_token_fraction' for "
+        "overflow_by_drops; "
     )
     assert "dead_expert" not in told
     assert "saturated_by_choice" not in told
