@@ -142,25 +142,23 @@ SMOOTH = 16  # rows over which a loss is averaged before it is compared
 
 
 def leaves_band(loaded: Loaded) -> list[Judged]:
-    """The mean loss of 16 rows outside of what healthy runs of the same shape and text ever had at that step:
-    more than a dashboard can know."""
-    smooth: dict[str, np.ndarray] = {}
-    bands: dict[Any, list[np.ndarray]] = defaultdict(list)
-    for run, history in loaded:
-        loss = history["loss"].values
-        smooth[run.name] = np.convolve(loss, np.full(SMOOTH, 1 / SMOOTH), "valid")
+    """The mean loss of 16 rows beyond what other, healthy runs of the same shape and text had at that step,
+    by more than the width of their band: a dashboard with healthy runs to compare with."""
+    window = np.full(SMOOTH, 1 / SMOOTH)
+    smooth = {run.name: np.convolve(history["loss"].values, window, "valid") for run, history in loaded}
+    healthy: dict[Any, list[str]] = defaultdict(list)
+    for run, _ in loaded:
         if not run.illness:
-            bands[_shape(run)].append(smooth[run.name])
+            healthy[_shape(run)].append(run.name)
     found = []
     for run, _ in loaded:
+        others = [smooth[name] for name in healthy[_shape(run)] if name != run.name]
         alarms: tuple[Alarm, ...] = ()
-        if run.illness and (healthy := bands.get(_shape(run))):
-            length = min(map(len, [*healthy, smooth[run.name]]))
-            band = np.stack([each[:length] for each in healthy])
+        if len(others) > 1:
+            length = min(map(len, [*others, smooth[run.name]]))
+            band, mine = np.stack([other[:length] for other in others]), smooth[run.name][:length]
             low, high = band.min(0), band.max(0)
-            spread = high - low
-            mine = smooth[run.name][:length]
-            out = (mine > high + spread) | (mine < low - spread)
+            out = (mine > 2 * high - low) | (mine < 2 * low - high)
             at = np.flatnonzero(out & (np.arange(length) + SMOOTH - 1 >= max(WARM, _onset(run))))
             alarms = tuple(Alarm(int(i) + SMOOTH - 1, "loss") for i in at[:1])
         found.append(Judged(run, alarms))
