@@ -9,9 +9,11 @@ is estimated from few runs, whose rows resemble each other, and so it is uncerta
 three, blocks of 50 rows) are drawn again and again with replacement (Efron 1979, Ann. Statist. 7), and the
 95 % range of the tail becomes the margin of the predicate. The width of its interval is what the calibration
 does not know; the noise of a small batch comes on top, two standard errors of it (`Predicate.sampling`).
-Truth is .05 at the tail and .5 as far beyond it as the tail is from the median.
+Truth is .05 at the tail and .5 as far beyond it as the tail is from the median; towards a bound of the signal
+(0 where all values are positive, 1 for shares) far is meant as a ratio, so that it can be reached.
 
-Predicates that are judged by their own past (trends, signals without a ramp) need no calibration and stay.
+What holds in healthy rows, such as "the validation loss is near", is no sign of illness and stays as it is;
+so do predicates that are judged by their own past, and those whose signal never varies or reaches its bound.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from .alerts import firing
 from .conclusions import concluded
 from .errors import HistoryError
 from .formula import variables
+from .judges import ramp_of
 from .predicates import Predicate, is_measured, resolve
 from .replay import replay_history
 from .rulebook import Rulebook, Source, load_rules
@@ -40,6 +43,25 @@ TAIL = 1e-2  # of healthy rows beyond
 LEAST = 200  # values from which a tail can be guessed at all
 BLOCK, DRAWS = 50, 400
 STEEP = math.log(0.95 / 0.05)  # from truth .05 to .5
+SIZE = 8, 2  # experts, and experts a token: any will do for a predicate with an offset of its own
+SHARES = frozenset(  # signals in 0..1
+    [
+        "router_entropy",
+        "routing_confidence",
+        "routing_margin",
+        "router_mutual_information",
+        "load_cv_normalised",
+        "load_cv_living",
+        "expert_imbalance",
+        "expert_coactivation",
+        "router_gradient_share",
+        "expert_weight_cosine",
+        "dropped_token_fraction",
+        "router_noise_repetition",
+        "routing_flip_rate",
+        "router_saturation",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -163,8 +185,10 @@ def _calibrated(runs: Sequence[xr.Dataset], book: Rulebook) -> tuple[list[Calibr
             enough = [v for v in values if len(v)]
             if sum(map(len, enough)) < LEAST:
                 skipped[name] = f"its signal '{predicate.signal}' has fewer than {LEAST} values in these runs"
+            elif isinstance(fitted := _fitted(name, predicate, signal, enough), str):
+                skipped[name] = fitted
             else:
-                found.append(_fitted(name, predicate, enough))
+                found.append(fitted)
     return found, skipped
 
 
@@ -176,7 +200,12 @@ def _values(run: xr.Dataset, signal: str) -> np.ndarray:
     return values[np.isfinite(values).all(axis=1)].ravel()
 
 
-def _fitted(name: str, predicate: Predicate, runs: Sequence[np.ndarray]) -> Calibrated:
+def _fitted(name: str, predicate: Predicate, signal: Signal, runs: Sequence[np.ndarray]) -> Calibrated | str:
+    """The predicate calibrated, or why it cannot be."""
+    healthy = float(np.median(np.concatenate(runs)))
+    slope, offset, _ = ramp_of(predicate, signal, *SIZE)
+    if predicate.offset is not None and slope * (healthy - offset) > 0:
+        return "it holds in these runs; if it should not, give it an offset beyond them first"
     # Upwards throughout: a low_X is a high one of the negative signal.
     sign = 1.0 if predicate.sense == "high" else -1.0
     units = [sign * run for run in runs]
@@ -190,7 +219,15 @@ def _fitted(name: str, predicate: Predicate, runs: Sequence[np.ndarray]) -> Cali
         for _ in range(DRAWS)
     ]
     low, high = (float(q) for q in np.quantile(drawn, [0.025, 0.975]))
-    reach = max(high - median, 1e-3 * abs(median), 1e-6)
+    if high - median <= 1e-6 * max(abs(median), 1.0):
+        return "its signal does not vary in these runs"
+    bound = _bound(predicate, everything, sign)
+    if bound is None:
+        reach = high - median
+    elif bound - max(tail, high) <= 0:
+        return "its signal reaches its bound in these runs"
+    else:  # the distance to the bound shrinks beyond the tail by the factor by which it shrinks up to it
+        reach = (bound - tail) * (1 - (bound - high) / (bound - median))
     after = dataclasses.replace(
         predicate,
         offset=sign * (tail + reach),
@@ -211,3 +248,10 @@ def _fitted(name: str, predicate: Predicate, runs: Sequence[np.ndarray]) -> Cali
         sign * low,
         sign * high,
     )
+
+
+def _bound(predicate: Predicate, signed: np.ndarray, sign: float) -> float | None:
+    """What the signal, times the sign, cannot exceed, if anything is known."""
+    if sign < 0:
+        return 0.0 if signed.max() <= 0 and predicate.signal != "boundary_margin" else None
+    return 1.0 if predicate.signal in SHARES else None

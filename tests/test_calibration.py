@@ -23,7 +23,7 @@ BOOK = Rulebook(
         parse_rule("0.75 :: low_router_entropy & increasing_loss", "sure", kind="risk"),
         parse_rule("long_queue -> blocked", "axiom"),
     ),
-    {"high_queue": Predicate("queue", "high", 3.0), "long_queue": Predicate("queue", "high", 3.0)},
+    {"high_queue": Predicate("queue", "high", 9.0), "long_queue": Predicate("queue", "high", 9.0)},
 )
 
 
@@ -49,15 +49,47 @@ def test_the_tail_is_that_of_the_distribution(many: Calibration) -> None:
     assert queue.after.margin == pytest.approx((queue.high - queue.low) / 2)
 
 
-def test_truth_is_small_at_the_tail_and_half_as_far_beyond(many: Calibration) -> None:
+def test_truth_is_small_at_the_tail_and_half_beyond(many: Calibration) -> None:
     for each in many.predicates:
         ramp, sign = each.after, 1 if each.after.sense == "high" else -1
         assert ramp.offset is not None
-        worst = each.high if sign > 0 else each.low
         at = {x: 1 / (1 + np.exp(-ramp.slope * sign * (x - ramp.offset))) for x in (each.tail, ramp.offset)}
         assert at == {each.tail: pytest.approx(0.05, abs=1e-6), ramp.offset: pytest.approx(0.5)}
-        assert abs(ramp.offset - each.tail) == pytest.approx(abs(worst - each.median), rel=1e-6)
         assert ramp.sampling == 2.0
+
+
+def test_as_far_beyond_the_tail_as_that_is_from_the_median(many: Calibration) -> None:
+    queue, entropy, _ = many.predicates
+    assert queue.after.offset == pytest.approx(queue.tail + queue.high - queue.median)
+    # Towards 0, which an entropy cannot pass, as a ratio.
+    assert entropy.after.offset == pytest.approx(entropy.tail * entropy.low / entropy.median)
+
+
+def test_towards_one_a_share_stays_below_it() -> None:
+    shares = [
+        records_to_dataset(
+            replay({"load_cv_normalised": np.linspace(0.6, 0.9, 400)}, {"any": "high_load_cv_normalised"})
+        )
+    ]
+    book = Rulebook("b", (parse_rule("uneven"),), {"uneven": Predicate("load_cv_normalised", "high", 0.95)})
+    (share,) = calibrate(shares, book).predicates
+    assert share.after.offset is not None
+    assert share.high < share.after.offset < 1
+
+
+def test_what_holds_in_health_or_never_varies_stays() -> None:
+    book = Rulebook(
+        "b",
+        (parse_rule("near & odd"),),
+        {"near": Predicate("queue", "low", 9.0), "odd": Predicate("still", "high", 1.0)},
+    )
+    still = run(0)
+    metrics = {"queue": still["signal_value"].sel(signal="queue").values[:, 0], "still": np.zeros(1000)}
+    history = records_to_dataset(replay(metrics, {"any": "stable_queue"}, signals=list(metrics)))
+    assert calibrate([history], book).skipped == {
+        "near": "it holds in these runs; if it should not, give it an offset beyond them first",
+        "odd": "its signal does not vary in these runs",
+    }
 
 
 def test_few_runs_that_differ_make_wide_margins(many: Calibration) -> None:
