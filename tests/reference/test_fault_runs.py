@@ -63,7 +63,7 @@ def test_a_recorded_run_replays(tmp_path):
     history = open_run(tmp_path, TINY)
     np.testing.assert_array_equal(history.step, np.arange(24))
     told = json.loads(history.attrs["config"])
-    assert (told["fault"], told["fault_step"], told["illness"]) == ("no_balancing", 0, "weak_balancing")
+    assert (told["fault"], told["fault_step"]) == ("no_balancing", 0)
     names = set(history.signal.values.tolist())
     assert names >= {"loss", "load_cv", "router_gradient_share", "expert_weight_cosine", "routing_flip_rate",
                      "router_noise_repetition", "router_precision_disagreement", "router_saturation",
