@@ -196,6 +196,9 @@ class Vocabulary:
                     if not set(every).isdisjoint(variables(rule.formula)):
                         continue  # its axioms are told of
                     signal, what, advice = "", str(error), f"{error} Hence without "
+                if not what and not own and (signal := self._not_found(rule, names)):
+                    what = f"'{signal}' as a scalar"
+                    advice = f"the parameters' paths do not show what {signal} is about, so pass {what} for "
                 if what and own:
                     raise MissingSignalError(
                         f"rule '{rule.name}' needs the signal '{signal}', which the metrics of this step do "
@@ -224,6 +227,12 @@ class Vocabulary:
             if what := self.missing(signal):
                 return signal, what
         return "", ""
+
+    def _not_found(self, rule: Rule, names: Sequence[str]) -> str:
+        """The first signal of a rule over parameters or gradients that finds in them nothing it is about."""
+        atoms = (name for name in variables(rule.formula) if name not in names)
+        signals = dict.fromkeys(self.predicate(name).signal for name in atoms)
+        return next((name for name in signals if not self._computes(name)), "")
 
 
 def _abstract(leaf: Any) -> Any:

@@ -178,7 +178,7 @@ def test_shipped_names_are_those_of_the_field() -> None:
 @pytest.mark.parametrize("name", shipped())
 def test_what_to_pass_for_a_signal(name: str) -> None:
     signal = shipped()[name]
-    everything = frozenset({"loss", "params", "grads", "router_probs", "router_logits"})
+    everything = frozenset({"loss", "validation_loss", "params", "grads", "router_probs", "router_logits"})
     assert signal.missing(everything, True) == ""
     assert signal.missing(frozenset(), True) != ""
     if name in ROUTER_SIGNALS:

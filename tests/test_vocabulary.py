@@ -132,3 +132,15 @@ def test_gradients_in_which_nothing_is_called_a_router() -> None:
     metrics = {"grads": {"w": np.ones(2, np.float32)}}
     with pytest.raises(MissingSignalError, match="router_gradient_share finds no router in 'grads'"):
         records(Audit({"starved": "low_router_gradient_share"}), [metrics])
+
+
+def test_a_shipped_book_goes_without_what_parameters_do_not_show(caplog: pytest.LogCaptureFixture) -> None:
+    """Parameters whose paths name no experts must not end a training that asked for the default book."""
+    step = STEP | {"params": {"w": np.ones((3, 3), np.float32)}}
+    names = records(Audit(top_k=2), [step]).schema.rule_names
+    assert "shock_by_weights" in names
+    assert "duplicated_by_weights" not in names
+    assert (
+        "the parameters' paths do not show what expert_weight_cosine is about, so pass "
+        "'expert_weight_cosine' as a scalar for duplicated_by_weights"
+    ) in caplog.text

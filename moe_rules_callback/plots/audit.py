@@ -16,7 +16,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..proof import Proofs
+from ..proof import proofs_of
 from .style import INK, label, looks, new_figure, save, style
 from .thinning import rolling_mean, rows_of, thin
 
@@ -70,8 +70,8 @@ def _draw_loss(axes: Axes, step: np.ndarray, loss: np.ndarray, smooth: int) -> N
 def _draw_rules(axes: Axes, history: xr.Dataset, smooth: int) -> None:
     everything, step = history["rule"].values.tolist(), history["step"].values
     truths = history["truth"].transpose("rule", "step", "bound").values  # read once
-    proofs = Proofs(history)
-    roles = [proofs.role(rule) for rule in everything]
+    proofs = proofs_of(history)
+    roles = [proofs.role(rule) if proofs else "rule" for rule in everything]
     kept = _telling(roles, truths)
     rules, truths = [everything[i] for i in kept], truths[kept]
     concluded = np.array([roles[i] == "conclusion" for i in kept])
