@@ -10,7 +10,9 @@ that are sharded on two of them.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,26 +52,49 @@ class Routers:
     mask: jax.Array | None
 
     @cached_property
-    def probs(self) -> jax.Array:
-        """float32 [n, T, E], normalised over experts (sigmoid affinities are not); NaN for a token
-        with a negative, infinite or NaN entry, or without any positive one."""
-        if self.given is None:
-            assert self.logits is not None
-            return jax.nn.softmax(self.logits, axis=-1)
-        total = self.given.sum(-1, keepdims=True)
-        sound = (self.given.min(-1, keepdims=True) >= 0) & (total > 0) & (total < jnp.inf)
-        return self.given / jnp.where(sound, total, jnp.nan)
+    def scores(self) -> jax.Array:
+        """float32 [n, T, E], as passed: probabilities, or affinities that need not sum to 1."""
+        if self.given is not None:
+            return self.given
+        assert self.logits is not None
+        return jax.nn.softmax(self.logits, axis=-1)
 
     @cached_property
-    def top1(self) -> jax.Array:
-        """float32 [n, T, E], 1 at each token's most probable expert; NaN where the token is."""
-        first = self._one(self.probs)
-        return jnp.where(jnp.isfinite(self.highest)[..., None], first, jnp.nan)
+    def total(self) -> jax.Array:
+        """float32 [n, T], sum of a token's scores; NaN for a token with a negative, infinite or NaN
+        entry, or without any positive one."""
+        total = self.scores.sum(-1)
+        sound = (self.scores.min(-1) >= 0) & (total > 0) & (total < jnp.inf)
+        return jnp.where(sound, total, jnp.nan)
+
+    @cached_property
+    def probs(self) -> jax.Array:
+        """float32 [n, T, E], scores normalised over experts, NaN where the total is."""
+        return self.scores / self.total[..., None]
+
+    @cached_property
+    def peak(self) -> jax.Array:
+        """float32 [n, T], each token's largest score."""
+        return self.scores.max(-1)
 
     @cached_property
     def highest(self) -> jax.Array:
         """float32 [n, T], each token's largest probability."""
-        return self.probs.max(-1)
+        return self.peak / self.total
+
+    @cached_property
+    def best(self) -> jax.Array:
+        """uint32 [n, T], each token's most probable expert, the first of several; E where a score is NaN.
+
+        By two plain reductions: that of argmax, over pairs, costs several times as much.
+        """
+        return jnp.where(self.scores == self.peak[..., None], self._numbers, jnp.uint32(self.experts)).min(-1)
+
+    @cached_property
+    def top1(self) -> jax.Array:
+        """float32 [n, T, E], 1 at each token's most probable expert; NaN where the token is."""
+        first = jax.nn.one_hot(self.best, self.experts, dtype=jnp.float32)
+        return jnp.where(jnp.isfinite(self.total)[..., None], first, jnp.nan)
 
     @cached_property
     def selected(self) -> jax.Array:
@@ -83,15 +108,26 @@ class Routers:
             sound = times.sum(-1, keepdims=True) == self.k
             return jnp.where(sound, times.astype(jnp.float32), jnp.nan)
         assert self.k is not None
-        chosen, left = self.top1, self.probs
+        chosen, left = self.top1, self.scores
         for _ in range(self.k - 1):
             left = jnp.where(chosen > 0, -1.0, left)
-            chosen = chosen + self._one(left)
+            chosen = chosen + jax.nn.one_hot(jnp.argmax(left, axis=-1), self.experts, dtype=jnp.float32)
         return chosen
 
-    def _one(self, x: jax.Array) -> jax.Array:
-        """float32 [n, T, E], 1 at the first largest entry of each token's x."""
-        return jax.nn.one_hot(jnp.argmax(x, axis=-1), self.experts, dtype=jnp.float32)
+    def counts(self, index: jax.Array) -> jax.Array:
+        """int32 [n, E], how often the tokens that are not masked name each expert; `index` int [n, T, j]."""
+        index = index.astype(jnp.uint32)
+        if self.mask is not None:
+            index = jnp.where(self.mask[..., None], index, jnp.uint32(self.experts))
+        # Added one by one: a reduction over j as well would be merged with that over tokens and cost thrice.
+        named = [(index[..., j, None] == self._numbers).astype(jnp.int32) for j in range(index.shape[-1])]
+        return functools.reduce(operator.add, named).sum(tuple(range(1, len(self.shape))))
+
+    @property
+    def _numbers(self) -> jax.Array:
+        """uint32 [E], 0..E-1. As int32, XLA would share them with the `top_k` of the model, which it then no
+        longer recognises and makes a full sort on CPU."""
+        return jnp.arange(self.experts, dtype=jnp.uint32)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from .judges import Judges, explicit
 from .metrics import ROUTER_METRICS, Routers
 from .program import Program
 from .records import Schema, SignalInfo
+from .rings import put
 from .signals import TOKENS, RecordedSignal, RouterSignal, WindowSignal
 from .state import AuditState, Rows
 from .statistics import NEED_LOGITS, Statistics, measure
@@ -176,31 +177,38 @@ class Plan:
     ) -> AuditState:
         """Take in one step: the state with one row more."""
         step = state.step + 1 if step is None else jnp.asarray(step, jnp.int32)
-        groups = measure(routers, self._statistics)
+        with jax.named_scope("moe_rules.statistics"):
+            groups = measure(routers, self._statistics)
+        with jax.named_scope("moe_rules.signals"):
+            recent = self._recall(state, groups)
+            values = self._evaluate(groups, metrics)  # [base, layers + 1]
+            lookback, more = self._lookbacks.update(state.lookback, values, state.row)
+            values = jnp.concatenate([values, more])  # [signals, layers + 1]
+            layered = values[:, :-1]
+        with jax.named_scope("moe_rules.predicates"):
+            trends, atoms, bad = self._judges.update(state.trends, layered, state.row)
+        with jax.named_scope("moe_rules.rules"):
+            program, truth = self._program.update(state.program, atoms, bad, state.row, step)
+        with jax.named_scope("moe_rules.row"):
+            headline = jnp.where(self._risk[:, None], truth.max(1), truth.min(1))
+            packed = [truth.ravel(), layered.ravel(), values[:, -1], self._shares(groups).ravel()]
+            slot = state.row % self._ring
+            rows = Rows(
+                step=put(state.rows.step, step, slot),
+                state=put(state.rows.state, logic.classify(headline, self._threshold), slot),
+                values=put(state.rows.values, jnp.concatenate(packed), slot),
+            )
+        return AuditState(step, state.row + 1, tuple(recent), lookback, trends, program, rows)
+
+    def _recall(self, state: AuditState, groups: list[Statistics]) -> list[jax.Array]:
+        """Take in the loads, and give the statistics their mean over the last rows."""
         recent = []
         for ring, group in zip(state.recent, groups, strict=False):
-            ring = ring.at[state.row % RECENT].set(group["load"])
+            ring = put(ring, group["load"], state.row % RECENT)
             mean = jnp.nanmean(ring, axis=0)
             group.values["recent_load"] = jnp.where(jnp.isfinite(group["load"]), mean, jnp.nan)
             recent.append(ring)
-
-        values = self._evaluate(groups, metrics)  # [base, layers + 1]
-        lookback, more = self._lookbacks.update(state.lookback, values, state.row)
-        values = jnp.concatenate([values, more])  # [signals, layers + 1]
-        layered = values[:, :-1]
-        trends, atoms, bad = self._judges.update(state.trends, layered, state.row)
-        program, truth = self._program.update(state.program, atoms, bad, state.row, step)
-
-        risk = self._risk[:, None]
-        headline = jnp.where(risk, truth.max(1), truth.min(1))
-        packed = [truth.ravel(), layered.ravel(), values[:, -1], self._shares(groups).ravel()]
-        slot = state.row % self._ring
-        rows = Rows(
-            step=state.rows.step.at[slot].set(step),
-            state=state.rows.state.at[slot].set(logic.classify(headline, self._threshold)),
-            values=state.rows.values.at[slot].set(jnp.concatenate(packed)),
-        )
-        return AuditState(step, state.row + 1, tuple(recent), lookback, trends, program, rows)
+        return recent
 
     def _evaluate(self, groups: list[Statistics], metrics: Mapping[str, Any]) -> jax.Array:
         """float32 [base signals, layers + 1], pooled values last."""

@@ -21,8 +21,9 @@ from .summaries import Summary
 
 
 def entropy(routers: Routers) -> jax.Array:
-    """[n], mean of H(p_t) in nats."""
-    return routers.mean(entr(routers.probs).sum(-1))
+    """[n], mean of H(p_t) in nats: of scores s with the sum S, ln S + sum entr(s) / S."""
+    excess = entr(routers.scores).sum(-1) / routers.total
+    return routers.mean(jnp.maximum(jnp.log(routers.total) + excess, 0.0))
 
 
 def confidence(routers: Routers) -> jax.Array:
@@ -53,13 +54,19 @@ def probability(routers: Routers) -> jax.Array:
 
 def first(routers: Routers) -> jax.Array:
     """[n, E], share of tokens whose most probable expert it is."""
-    return routers.mean(routers.top1)
+    sound = jnp.isfinite(confidence(routers))[:, None]
+    counts = routers.counts(routers.best[..., None])
+    return jnp.where(sound, counts / routers.tokens[:, None], jnp.nan)
 
 
 def load(routers: Routers) -> jax.Array:
     """[n, E], share of assignments that each expert receives; sums to 1."""
     assert routers.k is not None
-    return routers.mean(routers.selected) / routers.k
+    if routers.index is None:
+        return routers.mean(routers.selected) / routers.k
+    counts, assignments = routers.counts(routers.index), routers.k * routers.tokens[:, None]
+    sound = counts.sum(-1, keepdims=True) == assignments
+    return jnp.where(sound, counts / assignments, jnp.nan)
 
 
 def pairs(routers: Routers) -> jax.Array:

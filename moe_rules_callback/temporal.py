@@ -16,7 +16,7 @@ counts and there are no rows before the start.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ import numpy as np
 
 Operator = Literal["always", "once", "since"]
 UNKNOWN = np.array([0.0, 1.0], np.float32)
+IDENTITY = np.array([1.0, 0.0], np.float32)  # the pair that changes nothing
+SURE: Any = {"mode": "promise_in_bounds"}  # unsigned and below the length: need not be wrapped and checked
 
 
 def compose(earlier: jax.Array, later: jax.Array) -> jax.Array:
@@ -41,30 +43,40 @@ class Windows:
     """
 
     def __init__(self, operators: Sequence[tuple[Operator, int | None]]) -> None:
-        self._kinds = np.array([kind for kind, _ in operators])
-        bounded = [(i, rows) for i, (_, rows) in enumerate(operators) if rows is not None]
-        self._unbounded = np.array([i for i, (_, rows) in enumerate(operators) if rows is None], int)
-        self._levels: list[tuple[np.ndarray, np.ndarray]] = []  # per level: operators, lags in rows
-        level = 0
-        while True:
-            block = 1 << level
-            lags = [(i, min(rows - block, block)) for i, rows in bounded if rows > block]
-            if not lags:
-                break
-            self._levels.append((np.array([i for i, _ in lags]), np.array([lag for _, lag in lags])))
-            level += 1
+        # Longest windows first, whole runs last: whoever needs a level is at the front.
+        lengths = [rows for _, rows in operators]
+        order = sorted(range(len(operators)), key=lambda i: -(lengths[i] or 0))
+        self._order, self._back = np.array(order, int), np.argsort(order)
+        self._kinds = np.array([operators[i][0] for i in order])
+        bounded = [rows for i in order if (rows := lengths[i]) is not None]
+        self._bounded = len(bounded)
+        # One flat array holds the rings of all levels: for each member of a level its depth in rows, its lag,
+        # its first slot, and the distance of its slots.
+        self._sizes: list[int] = []  # members of each level
+        depths, lags, first, apart = [], [], [], []
+        slots, block = 0, 1
+        while members := [rows for rows in bounded if rows > block]:
+            for j, rows in enumerate(members):
+                depths.append(block)
+                lags.append(min(rows - block, block))
+                first.append(slots + j)
+                apart.append(len(members))
+            self._sizes.append(len(members))
+            slots += block * len(members)
+            block *= 2
+        self._lags = np.array(lags, np.int32)
+        self._depths, self._first, self._apart = (np.array(x, np.uint32) for x in (depths, first, apart))
 
     def init(self, layers: int) -> tuple[jax.Array, ...]:
-        """State before the first row: one ring of 2^level rows a level, then the whole-run pairs."""
+        """State before the first row: the rings, [slots, layers, 2, 2], and the whole-run pairs if any."""
         start = np.empty((len(self._kinds), layers, 2, 2), np.float32)
         start[..., 0] = np.where(self._kinds == "once", 1.0, UNKNOWN[:, None]).T[:, None, :]
         start[..., 1] = np.where(self._kinds == "always", 0.0, UNKNOWN[:, None]).T[:, None, :]
-        rings = [
-            jnp.asarray(np.broadcast_to(start[members], (1 << level, *start[members].shape)))
-            for level, (members, _) in enumerate(self._levels)
-        ]
-        nothing = jnp.broadcast_to(np.array([1.0, 0.0], np.float32), start[self._unbounded].shape)
-        return (*rings, nothing)
+        rings = [np.tile(start[:size], (1 << level, 1, 1, 1)) for level, size in enumerate(self._sizes)]
+        state = [jnp.asarray(np.concatenate(rings))] if rings else []
+        if self._bounded < len(start):
+            state.append(jnp.broadcast_to(IDENTITY, start[self._bounded :].shape))
+        return tuple(state)
 
     def update(
         self,
@@ -85,19 +97,24 @@ class Windows:
         Returns:
             The new state and the truth [m, layers, 2]; at a skipped row [0, 1].
         """
-        kind = self._kinds[:, None, None]
-        a = jnp.where(kind == "once", 1.0, left)
-        b = jnp.where(kind == "always", 0.0, right)
-        dropped = skip[..., None]
-        pair = jnp.stack([jnp.where(dropped, 1.0, a), jnp.where(dropped, 0.0, b)], axis=-1)
-        *rings, whole = state
+        kind, dropped = self._kinds[:, None, None], skip[..., None]
+        a = jnp.where(kind == "once", 1.0, left[self._order])
+        b = jnp.where(kind == "always", 0.0, right[self._order])
+        pair = jnp.where(dropped[self._order, ..., None], IDENTITY, jnp.stack([a, b], axis=-1))
         new: list[jax.Array] = []
-        for level, (ring, (members, lags)) in enumerate(zip(rings, self._levels, strict=True)):
-            depth, current = 1 << level, pair[members]
-            earlier = ring[(row - lags) % depth, np.arange(len(members))]
-            new.append(ring.at[row % depth].set(current))
-            pair = pair.at[members].set(compose(earlier, current))
-        whole = compose(whole, pair[self._unbounded])
-        pair = pair.at[self._unbounded].set(whole)
-        truth = jnp.where(kind == "always", pair[..., 0], pair[..., 1])
-        return (*new, whole), jnp.where(dropped, UNKNOWN, truth)
+        if self._sizes:
+            rings, blocks = state[0], []
+            earlier = jnp.split(rings.at[self._at(row - self._lags)].get(**SURE), np.cumsum(self._sizes)[:-1])
+            for size, before in zip(self._sizes, earlier, strict=True):
+                blocks.append(pair[:size])
+                pair = jnp.concatenate([compose(before, blocks[-1]), pair[size:]])
+            new.append(rings.at[self._at(row)].set(jnp.concatenate(blocks), unique_indices=True, **SURE))
+        if self._bounded < len(self._kinds):
+            new.append(compose(state[-1], pair[self._bounded :]))
+            pair = jnp.concatenate([pair[: self._bounded], new[-1]])
+        truth = jnp.where(kind == "always", pair[..., 0], pair[..., 1])[self._back]
+        return tuple(new), jnp.where(dropped, UNKNOWN, truth)
+
+    def _at(self, rows: jax.Array) -> jax.Array:
+        """uint32 slots of these rows, one for each member of each level."""
+        return self._first + rows.astype(jnp.uint32) % self._depths * self._apart

@@ -8,21 +8,34 @@ until a window has filled its results are NaN.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
 
+from .rings import put
+
 Function = Callable[[jax.Array, jax.Array], jax.Array]
+Place = tuple[int, int]
 TINY = 1e-30
 SHIFTED = 8  # newest rows whose level is compared with those before
 NOISE = 2.0  # standard errors within which a slope is none
 ROUNDING = 1e-6  # relative size of a difference between float32 values that means nothing
 
 
-def line(rows: jax.Array, age: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Least-squares line through the finite rows: slope per row, its standard error, and the mean.
+class Line(NamedTuple):
+    """Slope per row, its standard error, and the mean of the rows; each [c]."""
+
+    slope: jax.Array
+    error: jax.Array
+    mean: jax.Array
+
+
+def line(rows: jax.Array, age: jax.Array) -> Line:
+    """Least-squares line through the finite rows.
 
     The standard error counts rows that resemble their neighbours as fewer (n (1 - r) / (1 + r) of them,
     r the lag-1 autocorrelation of the residuals: Santer et al. 2000, J. Geophys. Res. 105, section 4). It
@@ -47,24 +60,34 @@ def line(rows: jax.Array, age: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     variance = squares / (count - 2) * (1 + r) / (1 - r) + jnp.square(ROUNDING * mean) + TINY
     error = jnp.sqrt(variance / spread)
     enough = count >= 3
-    return jnp.where(enough, slope, jnp.nan), error, mean
+    return Line(jnp.where(enough, slope, jnp.nan), error, mean)
 
 
-def rising(rows: jax.Array, age: jax.Array) -> jax.Array:
-    """Confidence in 0..1 that the rows rise; .5 while the slope is within 2 standard errors of 0.
+@dataclass(frozen=True)
+class OfLine:
+    """A function of the line through the rows; those over the same window share its fit."""
 
-    Phi(|z| - 2) beyond, with the sign of z = slope / standard error: noise has no trend.
-    """
-    slope, error, _ = line(rows, age)
-    z = slope / error
+    read: Callable[[Line, int], jax.Array]
+
+    def __call__(self, rows: jax.Array, age: jax.Array) -> jax.Array:
+        return self.read(line(rows, age), len(rows))
+
+
+def _rising(fit: Line, rows: int) -> jax.Array:
+    z = fit.slope / fit.error
     return ndtr(jnp.sign(z) * jnp.maximum(jnp.abs(z) - NOISE, 0.0))
 
 
-def steadiness(rows: jax.Array, age: jax.Array) -> jax.Array:
-    """1 - 10 |relative change over the window| of the fitted line, at least 0: 10 % is not stable."""
-    slope, _, mean = line(rows, age)
-    change = jnp.abs(slope) * (rows.shape[0] - 1) / (jnp.abs(mean) + TINY)
+def _steadiness(fit: Line, rows: int) -> jax.Array:
+    change = jnp.abs(fit.slope) * (rows - 1) / (jnp.abs(fit.mean) + TINY)
     return jnp.where(jnp.isnan(change), jnp.nan, jnp.maximum(1 - 10 * change, 0.0))
+
+
+# Confidence in 0..1 that the rows rise; .5 while the slope is within 2 standard errors of 0. Beyond,
+# Phi(|z| - 2) with the sign of z = slope / standard error: noise has no trend.
+rising = OfLine(_rising)
+# 1 - 10 |relative change over the window| of the fitted line, at least 0: 10 % is not stable.
+steadiness = OfLine(_steadiness)
 
 
 def spike_score(rows: jax.Array, age: jax.Array) -> jax.Array:
@@ -123,16 +146,21 @@ class Lookbacks:
     """
 
     def __init__(self, wanted: Sequence[tuple[Function, int, int]]) -> None:
-        self._length = len(wanted)
         self._rings: dict[int, list[int]] = {}  # window -> channels that it keeps
-        self._calls: dict[tuple[Function, int], tuple[list[int], list[int]]] = {}
+        # (what is fitted, window) -> columns of the ring that it is fitted to, and the functions that read
+        # it: for each of their results the number of its column and its position among all results.
+        self._fits: dict[tuple[Callable[..., Any], int], tuple[list[int], dict[Function, list[Place]]]] = {}
         for position, (function, window, channel) in enumerate(wanted):
             kept = self._rings.setdefault(window, [])
             if channel not in kept:
                 kept.append(channel)
-            columns, positions = self._calls.setdefault((function, window), ([], []))
-            columns.append(kept.index(channel))
-            positions.append(position)
+            fit = line if isinstance(function, OfLine) else function
+            columns, reads = self._fits.setdefault((fit, window), ([], {}))
+            if (column := kept.index(channel)) not in columns:
+                columns.append(column)
+            reads.setdefault(function, []).append((columns.index(column), position))
+        places = [place for _, reads in self._fits.values() for read in reads.values() for place in read]
+        self._back = np.argsort([position for _, position in places])
 
     def init(self, layers: int) -> tuple[jax.Array, ...]:
         """Rings [window, channels, layers], NaN where no row has been."""
@@ -147,12 +175,14 @@ class Lookbacks:
         """Take in channels [all channels, layers]; the new rings and results [wanted, layers]."""
         new: dict[int, jax.Array] = {}
         for ring, (window, kept) in zip(rings, self._rings.items(), strict=True):
-            new[window] = ring.at[row % window].set(channels[np.array(kept)])
-        results = jnp.zeros((self._length, channels.shape[1]), jnp.float32)
-        for (function, window), (columns, positions) in self._calls.items():
+            new[window] = put(ring, channels[np.array(kept)], row % window)
+        results = [jnp.zeros((0, channels.shape[1]), jnp.float32)]
+        for (fit, window), (columns, reads) in self._fits.items():
             rows = new[window][:, np.array(columns)]
             age = (row - np.arange(window)) % window
-            value = function(rows.reshape(window, -1), age).reshape(rows.shape[1:])
-            filled = jnp.where(row + 1 >= window, value, jnp.nan)
-            results = results.at[np.array(positions)].set(filled)
-        return tuple(new.values()), results
+            fitted = fit(rows.reshape(window, -1), age)
+            for function, read in reads.items():
+                value = function.read(fitted, window) if isinstance(function, OfLine) else fitted
+                value = value.reshape(rows.shape[1:])[np.array([number for number, _ in read])]
+                results.append(jnp.where(row + 1 >= window, value, jnp.nan))
+        return tuple(new.values()), jnp.concatenate(results)[self._back]
