@@ -15,9 +15,11 @@ them; `RuleAuditCallback` does, and does all of this by itself when it is called
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pluggy
 
@@ -47,11 +49,14 @@ class Audit:
         signals: signals to record besides those that the rules use, or "all".
         max_experts: experts whose share of the load is recorded.
         rows: rows that the state holds until they are drained.
+        every_n: audit the steps whose number is a multiple of this, and pass over the others. Windows count
+            rows, warm-ups count steps.
         plugin_manager: of `get_plugin_manager`; None: a new one.
 
     Raises:
         RuleSyntaxError, RulebookError, UnknownNameError: the rules cannot be read.
         PluginError: plugins contradict each other.
+        ValueError: `every_n` is less than 1.
     """
 
     def __init__(
@@ -63,12 +68,15 @@ class Audit:
         signals: Sequence[str] | str = (),
         max_experts: int = 256,
         rows: int = 256,
+        every_n: int = 1,
         plugin_manager: pluggy.PluginManager | None = None,
     ) -> None:
         if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise MetricsError(f"top_k is {top_k!r}; it counts the experts that a token uses: 1, 2, ..")
+        if every_n < 1:
+            raise ValueError(f"every_n is {every_n}; it counts steps: 1 audits all, 10 every tenth.")
         self._manager = plugin_manager or plugins.get_plugin_manager()
-        self.top_k, self._layer_axis = top_k, layer_axis
+        self.top_k, self._layer_axis, self.every_n = top_k, layer_axis, every_n
         book = load_rules(rules)
         given = {} if book.complete else plugins.contributions(self._manager, "provide_rules")
         added = load_rules(given).rules
@@ -121,7 +129,7 @@ class Audit:
         return self._plan.init()
 
     def update(self, state: AuditState, metrics: Mapping[str, Any], step: Any = None) -> AuditState:
-        """Take in one step. Pure; may be jitted, scanned and sharded.
+        """Take in a step whose number is a multiple of `every_n`. Pure; may be jitted, scanned and sharded.
 
         Args:
             state: of `init` or of the step before.
@@ -131,6 +139,17 @@ class Audit:
         Raises:
             MetricsError: layers, experts or scalars differ from those given to `init`.
         """
+        if self.every_n == 1:
+            return self.row(state, metrics, step)
+        step = state.step + 1 if step is None else jnp.asarray(step, jnp.int32)
+        return jax.lax.cond(
+            step % self.every_n == 0,
+            lambda: self.row(state, metrics, step),
+            lambda: replace(state, step=step),
+        )
+
+    def row(self, state: AuditState, metrics: Mapping[str, Any], step: Any = None) -> AuditState:
+        """`update`, whatever the number of the step."""
         # A training step may have been made strict about promotion; this is not its code.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             metrics = self._adapted(metrics)

@@ -65,33 +65,46 @@ class Beside:
         whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         # Not device_put: over several processes it compares the values, and NaN is not equal to NaN.
         self._state = state if whole is None else jax.jit(lambda s: s, out_shardings=whole)(state)
+        self._row = jax.jit(audit.row, donate_argnums=0, out_shardings=whole)
         self._update = jax.jit(audit.update, donate_argnums=0, out_shardings=whole)
         self._block = jax.jit(self._scanned, donate_argnums=0, out_shardings=whole)
         self._audit = audit
         self._shown = set(metrics)  # metrics of the first step, and later ones that were reported
         self._last_step, self._told = last_step, False
 
-    def step(self, metrics: Mapping[str, Any], step: Any) -> AuditState:
-        """Take in a step; returns the new state before the device has computed it."""
-        self._state = self._update(self._state, self._complete(metrics), self._checked(step))
+    def due(self, steps: Sequence[Step]) -> list[Step]:
+        """Those steps that `every_n` does not leave out, with their numbers checked. The number of an array
+        is not looked at, since that would wait for the device, which decides itself then."""
+        found = []
+        for metrics, step in steps:
+            number = self._checked(step)
+            if number is None and (self._audit.every_n > 1 or len(steps) > 1):
+                number = np.int32(self._last_step)
+            if not isinstance(number, np.int32) or number % self._audit.every_n == 0:
+                found.append((metrics, number))
+        return found
+
+    def step(self, metrics: Mapping[str, Any], number: Any) -> AuditState:
+        """Take in a step that is due; returns the new state before the device has computed it."""
+        update = self._update if isinstance(number, jax.Array) else self._row
+        self._state = update(self._state, self._complete(metrics), number)
         return self._state
 
     def block(self, rows: Sequence[Step]) -> AuditState:
-        """Take in steps whose metrics and numbers are on the host, as `step` would one by one."""
-        chosen = [self._complete(metrics) for metrics, _ in rows]
-        numbers = [self._checked(self._last_step + 1 if step is None else step) for _, step in rows]
+        """Take in steps that are due and whose metrics are on the host, as `step` would one by one."""
+        chosen, numbers = [self._complete(metrics) for metrics, _ in rows], [number for _, number in rows]
         if len({jax.tree.structure(metrics) for metrics in chosen}) == 1:
             stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *chosen)
             self._state = self._block(self._state, stacked, np.stack(numbers))
         else:
             for metrics, number in zip(chosen, numbers, strict=True):
-                self._state = self._update(self._state, metrics, number)
+                self._state = self._row(self._state, metrics, number)
         return self._state
 
     def _scanned(self, state: AuditState, metrics: Mapping[str, Any], numbers: jax.Array) -> AuditState:
-        """`Audit.update` over a leading axis."""
+        """`Audit.row` over a leading axis."""
         rows = metrics, numbers
-        return jax.lax.scan(lambda state, row: (self._audit.update(state, *row), None), state, rows)[0]
+        return jax.lax.scan(lambda state, row: (self._audit.row(state, *row), None), state, rows)[0]
 
     def _complete(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """What the rules read; a scalar that this step does not have is NaN."""
@@ -110,8 +123,8 @@ class Beside:
             )
         return chosen
 
-    def _checked(self, step: Any) -> Any:
-        """A step's number; that of an array is taken as it is, since looking would wait for the device."""
+    def _checked(self, step: Any) -> np.int32 | jax.Array | None:
+        """A step's number; None stands for one more than the last."""
         if step is None or isinstance(step, jax.Array):
             self._last_step += 1
             return step

@@ -107,10 +107,10 @@ def test_rows_of_a_block_may_differ_in_what_their_metrics_are(caplog: pytest.Log
     for block in (False, True):
         beside = Beside(audit, rows[0][0])
         if block:
-            beside.block(rows)
+            beside.block(beside.due(rows))
         else:
             for row in rows:
-                beside.step(*row)
+                beside.step(*beside.due([row])[0])
         states.append(beside._state)
     jax.tree.map(np.testing.assert_array_equal, *states)
     assert states[0].rows.step[:3].tolist() == [0, 1, 7]

@@ -104,7 +104,7 @@ def test_a_scalar_may_be_of_any_kind_and_absent(audit, seen):
 def test_python_and_numpy_numbers_share_one_compilation(audit):
     for metrics in ({"x": 1}, {"x": 0.5}, {"x": np.float64(2)}, {}, {"x": True}):
         audit.on_step(metrics)
-    assert audit._beside._update._cache_size() == 1
+    assert audit._beside._row._cache_size() == 1
 
 
 def test_a_scalar_that_comes_late_is_reported_once_and_left_out(audit, caplog):

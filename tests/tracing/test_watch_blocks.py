@@ -149,12 +149,12 @@ def test_what_goes_wrong_in_a_block_is_raised_once_and_later_rows_go_on() -> Non
 
 
 def test_a_row_that_fails_alone_does_not_keep_back_the_others() -> None:
-    fed = Fed(fails=lambda n: n == 1)
+    fed = Fed(fails=lambda _: len(fed.lengths) == 2)
     rows = Watched(1, fed, BLOCK)
-    deliver(rows, 3)
+    deliver(rows, 3)  # the second and third wait for a block until they are settled
     assert rows.settle(lambda: None, 60, ending=True)
     assert fed.lengths == [1, 1, 1]
-    with pytest.raises(MetricsError, match="row 1"):
+    with pytest.raises(MetricsError, match="row 2"):
         rows.check()
 
 
