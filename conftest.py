@@ -7,6 +7,7 @@ blocks are parsed, and `text` blocks only show something. A `<!-- skip: next -->
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 import tomllib
@@ -15,6 +16,11 @@ from typing import Any
 # Read when jax and matplotlib are first imported, so set before anything else.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Most of the time goes to compiling, and much of it to the same small programs: they are kept, also for the
+# processes that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="moe_rules_compiled_"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import hypothesis
 from sybil import Sybil
@@ -24,6 +30,11 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipP
 # The first example of a property pays for compilation: a deadline would measure that.
 hypothesis.settings.register_profile("moe_rules_callback", deadline=None)
 hypothesis.settings.load_profile("moe_rules_callback")
+
+
+def pytest_unconfigure() -> None:
+    if "moe_rules_compiled_" in (folder := os.environ["JAX_COMPILATION_CACHE_DIR"]):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def parse_toml(example: Example) -> None:
