@@ -112,7 +112,7 @@ class Bench:
         for name, rules in {"6": "nano_moe", "100": many(100)}.items():
             self.loops[f"beside {name}"] = self._beside(self._audit(rules))
         self.loops |= {
-            "watched 6": self._watched(self._audit("nano_moe", top_k=K, layer_axis=None)),
+            "watched 6": self._watched(self._audit("nano_moe", None, K)),
             "device_get": self._device_get(),
             "clu": self._clu(),
             "eager": self._eager(),
@@ -121,12 +121,12 @@ class Bench:
     def close(self) -> None:
         self._open.close()
 
-    def _audit(self, rules: Any, **options: Any) -> RuleAuditCallback:
+    def _audit(self, rules: Any, layer_axis: int | None = 0, top_k: int | None = None) -> RuleAuditCallback:
         logdir = self._logdir and tempfile.mkdtemp(dir=self._logdir)
-        audit = RuleAuditCallback(rules, logdir=logdir, flush_every=FLUSH, **{"layer_axis": 0} | options)
+        audit = RuleAuditCallback(rules, logdir=logdir, flush_every=FLUSH, layer_axis=layer_axis, top_k=top_k)
         return self._open.enter_context(audit)
 
-    def _loop(self, take: Callable[[Any, int], Any], state: Any) -> Callable[[int], None]:
+    def _loop(self, take: Callable[[Any, Any], Any], state: Any) -> Callable[[int], None]:
         holder = [state]
 
         def run(steps: int) -> None:
@@ -264,7 +264,9 @@ def bandwidth() -> float:
     array = jnp.ones((64, 2**20), jnp.float32)
     total = jax.jit(jnp.sum)
     total(array).block_until_ready()
-    return array.nbytes / seconds_a_step(lambda n: [total(array).block_until_ready() for _ in range(n)][-1], 5)
+    return array.nbytes / seconds_a_step(
+        lambda n: [total(array).block_until_ready() for _ in range(n)][-1], 5
+    )
 
 
 def print_table(title: str, seconds: dict[str, np.ndarray]) -> None:

@@ -80,7 +80,7 @@ class Beside:
             number = self._checked(step)
             if number is None and (self._audit.every_n > 1 or len(steps) > 1):
                 number = np.int32(self._last_step)
-            if not isinstance(number, np.int32) or number % self._audit.every_n == 0:
+            if not isinstance(number, np.integer) or number % self._audit.every_n == 0:
                 found.append((metrics, number))
         return found
 

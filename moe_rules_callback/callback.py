@@ -17,7 +17,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import jax
@@ -31,6 +30,7 @@ from .beside import Beside, Step
 from .delivery import Delivery
 from .errors import HistoryError, MetricsError
 from .hookspecs import hookimpl
+from .paths import AnyPath, as_path
 from .plugins import Safely, get_plugin_manager
 from .records import Records, Run
 from .rulebook import Source
@@ -54,8 +54,9 @@ class RuleAuditCallback:
     """Evaluates rules over a router while it trains, and keeps, shows and logs what they say.
 
     Args:
-        rules, top_k, layer_axis, signals, max_experts: see `Audit`.
-        logdir: where TensorBoard files and the history go; None: the history stays in memory.
+        rules, top_k, layer_axis, signals, max_experts, every_n: see `Audit`.
+        logdir: where TensorBoard files and the history go, a folder or a URL such as gs://bucket/runs/demo;
+            None: the history stays in memory.
         sinks: "tensorboard", "zarr", "console", objects with the hooks of a sink, or CLU metric writers.
             None: TensorBoard and zarr if there is a logdir.
         plugins: objects with any other hooks (see `hookspecs`).
@@ -69,13 +70,14 @@ class RuleAuditCallback:
     Raises:
         RuleSyntaxError, RulebookError, UnknownNameError: the rules cannot be read.
         PluginError: plugins contradict each other, or something is no action.
+        HistoryError: the package that reaches the URL is not installed.
     """
 
     def __init__(
         self,
         rules: Source = None,
         *,
-        logdir: str | Path | None = None,
+        logdir: str | AnyPath | None = None,
         sinks: Iterable[Any] | None = None,
         plugins: Iterable[Any] = (),
         actions: Iterable[Action] = (),
@@ -86,11 +88,12 @@ class RuleAuditCallback:
         layer_axis: int | None = None,
         signals: Sequence[str] | str = (),
         max_experts: int = 256,
+        every_n: int = 1,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         if flush_every < 1:
             raise ValueError(f"flush_every is {flush_every}; it counts rows and must be at least 1.")
-        self._logdir = None if logdir is None else Path(logdir)
+        self._logdir = None if logdir is None else as_path(logdir)
         if sinks is None:
             sinks = ("zarr", "tensorboard") if logdir is not None else ()
         made = [make_sink(sink) for sink in ([sinks] if isinstance(sinks, str) else sinks)]
@@ -102,7 +105,7 @@ class RuleAuditCallback:
         self._manager = get_plugin_manager([*made, *self._actions, *plugins])
         self.audit = Audit(
             rules, top_k=top_k, layer_axis=layer_axis, signals=signals, max_experts=max_experts,
-            rows=2 * flush_every, plugin_manager=self._manager,
+            rows=2 * flush_every, every_n=every_n, plugin_manager=self._manager,
         )  # fmt: skip
         self._safely = Safely(self._manager)
         self._flush_every, self._resume, self._config = flush_every, resume, dict(config or {})
@@ -279,8 +282,8 @@ class RuleAuditCallback:
         return open_history(self._store.path)
 
     @property
-    def path(self) -> Path | None:
-        """The zarr store of the history; None while there is none."""
+    def path(self) -> AnyPath | None:
+        """The zarr store of the history, a Path or for a URL a UPath; None while there is none."""
         return None if isinstance(self._store, MemorySink) else self._store.path
 
     def flush(self) -> None:
@@ -355,8 +358,10 @@ class RuleAuditCallback:
             if self._beside is None:
                 self._beside = Beside(self.audit, rows[0][0], self._step_before())
                 self._begin()
-            self._latest = self._beside.step(*rows[0]) if len(rows) == 1 else self._beside.block(rows)
-        self._tick(self._flush_every, len(rows))
+            if not (due := self._beside.due(rows)):
+                return
+            self._latest = self._beside.step(*due[0]) if len(due) == 1 else self._beside.block(due)
+        self._tick(self._flush_every, len(due))
 
     def _settle(self, ending: bool = False) -> None:
         """Send what has not been sent, from the thread that makes the rows."""

@@ -1,6 +1,6 @@
 """The history of an audit as an `xarray.Dataset`, from rows in memory or from a store on disk.
 
-    history = open_history("runs/demo")               # a log directory, or the path of a store
+    history = open_history("runs/demo")               # a log directory, the path of a store, or a URL
     history.truth.sel(rule="load_imbalance", bound="lower")
     history.moe_rules["load_imbalance"]               # its two bounds over step
     history.moe_rules.states("load_imbalance")        # 1 where it is TRUE; see its flag_meanings
@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ import xarray as xr
 
 from .columns import attributes, columns, coordinates
 from .errors import HistoryError, UnknownNameError, closest
+from .paths import AnyPath, as_path, zarr_store
 from .records import Records, State
 from .verdicts import Verdict, verdicts
 
@@ -55,11 +55,11 @@ def records_to_dataset(
     return xr.Dataset(variables, coordinates(schema), attributes(schema, config or {}))
 
 
-def open_history(path: str | Path) -> xr.Dataset:
+def open_history(path: str | AnyPath) -> xr.Dataset:
     """The history on disk, read lazily; also while its run is writing, and after it was killed.
 
     Args:
-        path: a log directory, whose newest `audit*.zarr` is opened, or the path of a store.
+        path: a log directory, whose newest `audit*.zarr` is opened, or the path of a store; or its URL.
 
     Returns:
         The variables of `columns`, without rows that are not written.
@@ -67,46 +67,28 @@ def open_history(path: str | Path) -> xr.Dataset:
     Raises:
         HistoryError: there is no history, or what is there is not one.
     """
-    from .sinks.zarr import stores, written_rows
+    from .stores import stores, written_rows
+    from .trimmed import Trimmed
 
-    path = Path(path)
-    if not path.is_dir():
-        raise HistoryError(
-            f"There is no directory {path}. open_history takes the logdir of a run, or the path of "
-            "its audit.zarr."
-        )
-    store = path
+    store = path = as_path(path)
     if not (path / "zarr.json").exists():
         found = stores(path / "audit.zarr")
+        if not (found or path.is_dir()):
+            raise HistoryError(
+                f"There is no directory {path}. open_history takes the logdir of a run, or the path of "
+                "its audit.zarr."
+            )
         if not found:
             raise HistoryError(
                 f"{path} holds no audit.zarr. Either the run has not started, or it ran without a "
                 'zarr sink (it writes one with logdir=..., or sinks=["zarr"]).'
             )
         store = found[-1]
-    rows = written_rows(store)
-    dataset = _open_zarr(store, rows)
+    trimmed: Any = Trimmed(zarr_store(store, read_only=True), written_rows(store))
+    dataset = xr.open_dataset(trimmed, engine="zarr", chunks=None, consolidated=False)
     # Text comes as StringDType, from an older xarray as objects; netCDF and the rows in memory know neither.
     text = [name for name in dataset.coords if dataset[name].dtype.kind in "OT"]
     return dataset.assign_coords({name: np.array(dataset[name].values.tolist(), np.str_) for name in text})
-
-
-def _open_zarr(store: Path, rows: int) -> xr.Dataset:
-    """The first `rows` rows of a store, variable by variable.
-
-    xarray refuses a store whose variables differ in length, and for a moment they do: while a run
-    grows or closes its store, or for good if it is killed right then. Each holds `rows` rows.
-    """
-    import zarr
-
-    group = zarr.open_group(store, mode="r")
-    names = set(group.array_keys())
-    parts = [
-        xr.open_dataset(store, engine="zarr", chunks=None, consolidated=False, drop_variables=names - {name})
-        for name in sorted(names)
-    ]
-    trimmed = [part.isel(step=slice(rows)) if "step" in part.dims else part for part in parts]
-    return xr.merge(trimmed, join="exact", compat="no_conflicts", combine_attrs="override")
 
 
 @xr.register_dataset_accessor("moe_rules")
@@ -163,7 +145,7 @@ class MoeRules:
 
         return audit_html(self._dataset, self.verdicts())
 
-    def plot(self, path: str | Path | None = None, **options: Any) -> Figure:
+    def plot(self, path: str | AnyPath | None = None, **options: Any) -> Figure:
         """Loss above, truth intervals below; see `plots.plot_audit` for the options."""
         from .plots import plot_audit
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .formula import Rule, RuleKind
+from .paths import AnyPath
 from .predicates import Predicate
 
 
@@ -135,8 +135,9 @@ class Records:
     def truth(self) -> np.ndarray:
         """float32 [n, R, 2]: over layers the maximum of each bound for a risk, else the minimum."""
         risk = np.array([rule.kind == "risk" for rule in self.schema.rules], bool)
-        highest, lowest = self.truth_layer.max(axis=2), self.truth_layer.min(axis=2)
-        return np.where(risk[:, None], highest, lowest)
+        # Bound by bound: NumPy reduces over the last axis, and takes ten times as long over the one before.
+        layers = (self.truth_layer[..., bound] for bound in (0, 1))
+        return np.stack([np.where(risk, each.max(axis=2), each.min(axis=2)) for each in layers], axis=-1)
 
     @property
     def loss(self) -> np.ndarray:
@@ -158,14 +159,14 @@ class Run:
 
     Attributes:
         schema: what the records will hold.
-        logdir: where files go, or None.
+        logdir: where files go, a Path or for a URL a UPath, or None.
         flush_every: rows that usually arrive together.
         resume: whether an existing history in `logdir` is continued.
         config: whatever the trainer wants kept beside the history (JSON values).
     """
 
     schema: Schema
-    logdir: Path | None = None
+    logdir: AnyPath | None = None
     flush_every: int = 64
     resume: bool = False
     config: dict[str, Any] = field(default_factory=dict)

@@ -175,8 +175,10 @@ def metrics_of(history: xr.Dataset) -> dict[str, Any]:
     told = json.loads(history.attrs["signals"])
     # What looks back on others is computed again: its windows are a part of the state.
     names = [name for name in history["signal"].values.tolist() if name not in WINDOW_SIGNALS]
-    layered = history["signal_value"].transpose("signal", "step", "layer").sel(signal=names).values
-    pooled = history["signal_pooled"].transpose("signal", "step").sel(signal=names).values
+    # Read first: xarray would look up each value of a transposed variable on disk by its own index.
+    read = history[["signal_value", "signal_pooled"]].compute().sel(signal=names)
+    layered = read["signal_value"].transpose("signal", "step", "layer").values
+    pooled = read["signal_pooled"].transpose("signal", "step").values
     found: dict[str, Any] = {}
     recorded: dict[str, Any] = {}
     for name, by_layer, overall in zip(names, layered, pooled, strict=True):
@@ -201,9 +203,10 @@ def _loads(history: xr.Dataset) -> list[Summary]:
             "'routers'): an older version wrote it, or it was changed. Look at it without other rules."
         )
     found = []
+    shares = history["expert_share"].transpose("step", "layer", "expert").values if sizes else np.empty(0)
     for experts, k in dict.fromkeys(sizes):
         of = [i for i, size in enumerate(sizes) if size == (experts, k)]
-        share = history["expert_share"].transpose("step", "layer", "expert").values[:, of, :experts]
+        share = shares[:, of, :experts]
         share = np.pad(share, ((0, 0), (0, 0), (0, experts - share.shape[2])), constant_values=np.nan)
         # Where k is not known, the share is that of first choices; where it is 1, they are the same.
         statistics = (*(("load",) if k else ()), *(("first",) if k in (None, 1) else ()))

@@ -3,6 +3,7 @@
 open_run("runs/demo")                          the history there, as it stands
 open_run("runs/demo", "nano_moe")              judged again by other rules
 open_run("training_log.txt", "my_rules.toml")  a log, judged by rules
+open_run("gs://bucket/runs/demo")              either, wherever fsspec reaches
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .history import open_history, records_to_dataset
 from .logs import Log, SignalMapping, map_columns, read_log
+from .paths import AnyPath, as_path
 from .replay import Replay
 from .rulebook import load_rules
-from .sinks.zarr import stores
+from .stores import stores
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -64,11 +65,11 @@ class Recording:
         return log + (self.mapping.notes if self.mapping else ()) + (epochs if self.counts_epochs else ())
 
 
-def open_run(path: str | Path, rules: Source = None, **options: Any) -> xr.Dataset:
+def open_run(path: str | AnyPath, rules: Source = None, **options: Any) -> xr.Dataset:
     """The dataset of a run, as `open_history` gives it.
 
     Args:
-        path: a log directory or history of this package, or a log that `logs.read_log` knows.
+        path: a log directory or history of this package, or a log that `logs.read_log` knows; or its URL.
         rules: as for `load_rules`. None: a history as it stands, a log by the book "router_health".
         options: of a log, see `read_recording`.
 
@@ -83,7 +84,7 @@ def open_run(path: str | Path, rules: Source = None, **options: Any) -> xr.Datas
 
 
 def read_recording(
-    path: str | Path,
+    path: str | AnyPath,
     *,
     map: Iterable[str] = (),
     step: str | None = None,
@@ -112,15 +113,13 @@ def read_recording(
     return replace(found, config=config | {"notes": list(found.notes)})
 
 
-def is_history(path: str | Path) -> bool:
+def is_history(path: str | AnyPath) -> bool:
     """Whether a path is a history of this package, or a directory that holds one."""
-    path = Path(path)
-    if not path.is_dir():
-        return False
+    path = as_path(path)
     metadata = path / "zarr.json"
     if not metadata.exists():
         return bool(stores(path / "audit.zarr"))
     try:
-        return "schema_version" in json.loads(metadata.read_text())["attributes"]
+        return "schema_version" in json.loads(metadata.read_bytes())["attributes"]
     except (ValueError, KeyError, TypeError):
         return False

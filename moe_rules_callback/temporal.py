@@ -117,4 +117,4 @@ class Windows:
 
     def _at(self, rows: jax.Array) -> jax.Array:
         """uint32 slots of these rows, one for each member of each level."""
-        return self._first + rows.astype(jnp.uint32) % self._depths * self._apart
+        return rows.astype(jnp.uint32) % self._depths * self._apart + self._first

@@ -41,7 +41,9 @@ PUBLIC = [
     "parse_rule",
 ]
 FRAMEWORKS = {"equinox", "flax", "haiku", "keras", "optax", "penzai", "tensorflow", "torch"}
-LATER = {"clu", "lark", "matplotlib", "pandas", "tensorboard", "tensorboardX", "xarray", "zarr"}
+LATER = {
+    "clu", "fsspec", "lark", "matplotlib", "pandas", "tensorboard", "tensorboardX", "upath", "xarray", "zarr",
+}  # fmt: skip
 IMPORT_ALL = """
 import importlib, pkgutil, moe_rules_callback
 for module in pkgutil.walk_packages(moe_rules_callback.__path__, "moe_rules_callback."):

@@ -16,7 +16,6 @@ import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, cast
 
 import jax
@@ -27,6 +26,7 @@ from ..alerts import Alert
 from ..errors import PluginError
 from ..formula import Severity
 from ..hookspecs import hookimpl
+from ..paths import AnyPath, as_path
 from ..records import Records, Run
 from .action import Action
 
@@ -82,7 +82,7 @@ class SnapshotRouting(Action):
             raise PluginError(
                 "SnapshotRouting writes files, and this callback has no place for them: pass logdir=."
             )
-        self._folder = Path(run.logdir) / "snapshots"
+        self._folder = as_path(run.logdir) / "snapshots"
         self._first_step: int | None = None
 
     def bind(self, requests: Any, dry_run: bool) -> None:
@@ -150,7 +150,7 @@ class SnapshotRouting(Action):
         path = _free(self._folder / f"step-{alert.step}.npz")
         steps = [self._step(call) for call in calls]
         part = path.with_suffix(".part")  # a file that is there is whole
-        with zipfile.ZipFile(part, "w") as file:
+        with part.open("wb") as written, zipfile.ZipFile(written, "w") as file:
             _add(file, "rule", np.array(alert.rule.name))
             _add(file, "alert_step", np.array(alert.step))
             _add(file, "step", np.array(steps, np.int64))
@@ -160,7 +160,7 @@ class SnapshotRouting(Action):
                 for name, leaf in call.leaves.items()
                 if not _add_leaf(file, f"{step}/{name}", leaf)
             ]
-        part.rename(path)
+        part.rename(str(path))
         log.warning("routing of steps %d to %d is in %s, %s", steps[0], steps[-1], path, self.why(alert))
         if gone and not self._told_deleted:
             self._told_deleted = True
@@ -225,7 +225,7 @@ def _add(file: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
         np.lib.format.write_array(cast(IO[bytes], member), array, allow_pickle=False)
 
 
-def _free(path: Path) -> Path:
+def _free(path: AnyPath) -> AnyPath:
     """The path, with a number if there is such a file."""
     number, free = 1, path
     while free.exists():

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..paths import as_path
 from .log_options import LOGS
 
 
@@ -18,7 +19,7 @@ def add(commands: Any) -> None:
         "runs left out.",
         epilog="example: moe-rules calibrate runs/healthy-* --rules router_health --out mine.toml",
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=LOGS)
+    parser.add_argument("runs", type=as_path, nargs="+", metavar="RUN", help=LOGS)
     parser.add_argument("--rules", help="a shipped book or a TOML file (default: router_health)")
     parser.add_argument("--after", type=int, default=100, metavar="STEP", help="first step that counts (100)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the rule file to write")

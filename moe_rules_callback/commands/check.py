@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..formula import SEVERITIES
+from ..paths import as_path
 from .log_options import (
     LOGS,
     add_log_options,
@@ -39,7 +40,7 @@ def add(commands: Any) -> None:
         "log or the rules could not be read, 2 wrong usage. "
         "example: moe-rules check training_log.txt --rules my_rules.toml --fail-on warning --junit rules.xml",
     )
-    parser.add_argument("log", type=Path, metavar="LOG", help=LOGS)
+    parser.add_argument("log", type=as_path, metavar="LOG", help=LOGS)
     add_log_options(parser)
     parser.add_argument(
         "--fail-on",

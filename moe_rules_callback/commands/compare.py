@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
+from ..paths import AnyPath, as_path
 from .log_options import LOGS, add_log_options, open_log_options
 
 
@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         epilog="example: moe-rules compare runs/old runs/new --by fraction",
     )
     for name in ("a", "b"):
-        parser.add_argument(name, type=Path, metavar="RUN", help=LOGS)
+        parser.add_argument(name, type=as_path, metavar="RUN", help=LOGS)
     parser.add_argument(
         "--by",
         choices=("step", "fraction"),
@@ -55,8 +55,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _picture(text: str) -> Path:
-    path = Path(text)
+def _picture(text: str) -> AnyPath:
+    path = as_path(text)
     if path.suffix not in (".png", ".svg"):
         raise argparse.ArgumentTypeError(f"{text!r} ends neither in .png nor in .svg")
     return path

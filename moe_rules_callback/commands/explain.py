@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
+from ..paths import as_path
 from .log_options import LOGS, add_log_options, open_log_options
 
 
@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
         "idlest expert, and the smallest change of a signal that would have given it another state.",
         epilog="example: moe-rules explain runs/demo --rule load_imbalance --step 120",
     )
-    parser.add_argument("path", type=Path, metavar="RUN", help=LOGS)
+    parser.add_argument("path", type=as_path, metavar="RUN", help=LOGS)
     parser.add_argument("--rule", metavar="R", help="its name (default: the first that fired)")
     parser.add_argument(
         "--step",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FitError, closest
+from ..paths import AnyPath, as_path
 from .log_options import LOGS, add_log_options, read_log_options
 
 NOT_ACCEPTED = 3
@@ -26,7 +27,7 @@ def add(commands: Any) -> None:
         "was learnt, 1 it could not be done, 2 wrong usage, 3 no rule was better than the old one, and no "
         "file was written. example: moe-rules fit runs/* --rules my.toml --labels labels.csv -o fitted.toml",
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=LOGS)
+    parser.add_argument("runs", type=as_path, nargs="+", metavar="RUN", help=LOGS)
     parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help="CSV: run,rule,start,end")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="the rule file to write")
     add_log_options(parser)
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _names(paths: Sequence[Path], labelled: Any, where: Path) -> list[str]:
+def _names(paths: Sequence[AnyPath], labelled: Any, where: Path) -> list[str]:
     """What the labels call each run: its path, or the last part of it.
 
     Raises:

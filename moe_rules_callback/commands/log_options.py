@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LogError
+from ..paths import AnyPath
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -39,17 +39,20 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-LOGS = "a run of this package; or JSON lines, CSV, TensorBoard events (a file or a directory), zarr or netCDF"
+LOGS = (
+    "a run of this package; or JSON lines, CSV, TensorBoard events (a file or a directory), zarr or netCDF; "
+    "a path, or a URL such as gs://bucket/runs/demo"
+)
 
 
-def read_log_options(options: argparse.Namespace, path: Path) -> Recording:
+def read_log_options(options: argparse.Namespace, path: AnyPath) -> Recording:
     """A run or a log, as the options say."""
     from ..runs import read_recording
 
     return read_recording(path, **_reading(options))
 
 
-def open_log_options(options: argparse.Namespace, path: Path) -> xr.Dataset:
+def open_log_options(options: argparse.Namespace, path: AnyPath) -> xr.Dataset:
     """The dataset of a run or a log, judged as the options say."""
     from ..runs import open_run
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from ..errors import HistoryError, closest
+from ..paths import AnyPath, as_path
 from .log_options import LOGS, add_log_options, open_log_options
 
 FORMATS = ("png", "svg")
@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
         "the experts, the signals of the routers. What the run does not hold is left out, and named.",
         epilog="example: moe-rules plot runs/demo --only audit rule_timeline --format png,svg",
     )
-    parser.add_argument("path", type=Path, metavar="RUN", help=LOGS)
+    parser.add_argument("path", type=as_path, metavar="RUN", help=LOGS)
     parser.add_argument(
         "--out",
         type=_folder_or_picture,
@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--affinity",
-        type=Path,
+        type=as_path,
         metavar="CSV",
         help=f"table of domains or samples by experts (default: {AFFINITY_FILE} beside the run, if any)",
     )
@@ -52,13 +52,13 @@ def run(options: argparse.Namespace) -> int:
         near = closest(unknown[0], known)
         options.wrong_usage(f"no picture is called {unknown[0]!r}.{near} There are: {', '.join(known)}.")
     folder = folder_of(options.path)
-    out: Path = options.out or folder
+    out: AnyPath = options.out or folder
     if picture := out.suffix[1:] in FORMATS:
         names = options.only or ["audit"]
         if len(names) > 1 or options.format:
             options.wrong_usage(f"--out {out} is one picture in one format. Name a folder for more.")
     history = open_log_options(options, options.path)
-    table: Path = options.affinity or folder / AFFINITY_FILE
+    table: AnyPath = options.affinity or folder / AFFINITY_FILE
     affinity = read_affinity(table) if options.affinity or table.exists() else None
     left_out = []
     for name in names:
@@ -84,13 +84,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def folder_of(run: Path) -> Path:
+def folder_of(run: AnyPath) -> AnyPath:
     """Where the pictures of a run go: into its log directory, or beside its history or log."""
     return run if run.is_dir() and not (run / "zarr.json").exists() else run.parent
 
 
-def _folder_or_picture(text: str) -> Path:
-    path = Path(text)
+def _folder_or_picture(text: str) -> AnyPath:
+    path = as_path(text)
     if path.suffix in (".jpg", ".jpeg", ".pdf", ".eps", ".gif", ".webp"):
         raise argparse.ArgumentTypeError(f"{text!r} ends neither in .png nor in .svg")
     return path

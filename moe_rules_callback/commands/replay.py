@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
+from ..paths import AnyPath, as_path
 from .log_options import (
     LOGS,
     add_log_options,
@@ -28,10 +28,10 @@ def add(commands: Any) -> None:
         epilog="example: moe-rules replay training_log.txt --rules router_health "
         "--map entropy=router_entropy:nats --top-k 2",
     )
-    parser.add_argument("log", type=Path, metavar="LOG", help=LOGS)
+    parser.add_argument("log", type=as_path, metavar="LOG", help=LOGS)
     add_log_options(parser)
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the history goes (default: LOG's name with .audit)"
+        "--out", type=as_path, metavar="DIR", help="where the history goes (default: LOG's name with .audit)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.set_defaults(run=run)
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def beside(log: Path) -> Path:
+def beside(log: AnyPath) -> AnyPath:
     """The directory beside a log where its history goes: `runs/log.txt` -> `runs/log.audit`."""
     log = log.resolve()
     return log.parent / f"{log.name if log.is_dir() else log.stem}.audit"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from ..paths import AnyPath, as_path
 from .log_options import LOGS, add_log_options, open_log_options
 from .plot import AFFINITY_FILE, folder_of
 
@@ -18,9 +18,9 @@ def add(commands: Any) -> None:
         f"pictures of the run; its configuration. A {AFFINITY_FILE} beside the run is drawn too.",
         epilog="example: moe-rules report runs/demo --out demo.html",
     )
-    parser.add_argument("path", type=Path, metavar="RUN", help=LOGS)
+    parser.add_argument("path", type=as_path, metavar="RUN", help=LOGS)
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the page (default: report.html in the folder of the run)"
+        "--out", type=as_path, metavar="FILE", help="the page (default: report.html in the folder of the run)"
     )
     add_log_options(parser)
     parser.set_defaults(run=run)
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     from ..rulebook import load_rules
     from ..runs import is_history
 
-    path: Path = options.path
+    path: AnyPath = options.path
     folder = folder_of(path)
     table = folder / AFFINITY_FILE
     history = open_log_options(options, path)
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         read_affinity(table) if table.exists() else None,
         unjudged=[rule.name for rule in asked if rule.name not in judged],
     )
-    out: Path = options.out or folder / "report.html"
+    out: AnyPath = options.out or folder / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, "utf-8")
     print(out)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..paths import AnyPath
 from ..plots.style import COLOURS, QUIET, label, save, small_multiples, style
 from ..plots.thinning import SMOOTH, rolling_mean, thin
 from .comparison import Comparison
@@ -19,7 +19,7 @@ PANELS = 9
 
 
 def plot_comparison(
-    a: xr.Dataset, b: xr.Dataset, found: Comparison, path: str | Path | None = None
+    a: xr.Dataset, b: xr.Dataset, found: Comparison, path: str | AnyPath | None = None
 ) -> Figure:
     """Draws the bands of both runs; a dashed line where the states part.
 

@@ -8,12 +8,12 @@ entropy(step, layer)                likewise: `entropy.block_0`, .. of single nu
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import LogError
+from ..paths import AnyPath, zarr_store
 from .cells import Column, Note, Table
 from .log import STEP_NAMES
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_PARTS = 4096  # columns of one variable
 
 
-def read_dataset(path: Path, note: Note) -> Table:
+def read_dataset(path: AnyPath, note: Note) -> Table:
     """Reads a store or file.
 
     Raises:
@@ -47,13 +47,14 @@ def read_dataset(path: Path, note: Note) -> Table:
         return Table(columns, rows)
 
 
-def _open(path: Path) -> xr.Dataset:
+def _open(path: AnyPath) -> xr.Dataset:
     import xarray as xr
 
     try:
         if path.is_dir():
-            return xr.open_dataset(path, engine="zarr", decode_times=False, consolidated=False)
-        return xr.open_dataset(path, decode_times=False)
+            store: Any = zarr_store(path, read_only=True)
+            return xr.open_dataset(store, engine="zarr", decode_times=False, consolidated=False)
+        return xr.open_dataset(str(path), decode_times=False)
     except Exception as error:  # whatever the library under xarray raises over a file of somebody else
         told = " ".join(str(error).split())[:200]
         install = "pip install h5netcdf" if path.is_file() else "copy the whole directory"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import LogError
+from ..paths import AnyPath
 from .cells import Column, Note, Table, counted
 
 
-def read_csv(path: Path, note: Note) -> Table:
+def read_csv(path: AnyPath, note: Note) -> Table:
     """Reads a file; an empty field is a missing value.
 
     Raises:
@@ -25,16 +25,17 @@ def read_csv(path: Path, note: Note) -> Table:
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
-            frame = pd.read_csv(
-                path,
-                sep=separator,
-                skiprows=blank,
-                index_col=False,
-                skip_blank_lines=False,
-                skipinitialspace=True,
-                low_memory=False,
-                encoding="utf-8-sig",
-            )
+            with path.open("rb") as file:
+                frame = pd.read_csv(
+                    file,
+                    sep=separator,
+                    skiprows=blank,
+                    index_col=False,
+                    skip_blank_lines=False,
+                    skipinitialspace=True,
+                    low_memory=False,
+                    encoding="utf-8-sig",
+                )
         except (ValueError, pd.errors.ParserWarning) as error:  # pandas' own errors are ValueErrors
             raise LogError(_unreadable(error)) from None
     if _cut_off(path, separator, frame.shape[1]):
@@ -60,7 +61,7 @@ def read_csv(path: Path, note: Note) -> Table:
     return Table(columns, len(frame))
 
 
-def _header(path: Path) -> tuple[int, str]:
+def _header(path: AnyPath) -> tuple[int, str]:
     """Number of blank lines before the header, and the header."""
     with path.open("rb") as file:
         lines = ((blank, line) for blank, line in enumerate(file) if line.strip())
@@ -80,7 +81,7 @@ def _header(path: Path) -> tuple[int, str]:
     return blank, header
 
 
-def _cut_off(path: Path, separator: str, fields: int) -> bool:
+def _cut_off(path: AnyPath, separator: str, fields: int) -> bool:
     """Whether the last line has neither its end nor all of its fields."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 2**16))

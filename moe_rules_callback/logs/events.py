@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..errors import LogError
+from ..paths import AnyPath
 from .cells import Cells, Column, Note, Table
 from .log import LARGEST_STEP
 
@@ -24,7 +24,7 @@ TENSOR_TYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8"}  # of tensorflow/core/fr
 TENSOR_FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 9: "int64_val"}
 
 
-def read_events(path: Path, note: Note) -> Table:
+def read_events(path: AnyPath, note: Note) -> Table:
     """Reads a file or a directory; of values with the same tag and step the later file's last one counts.
 
     Raises:
@@ -37,7 +37,7 @@ def read_events(path: Path, note: Note) -> Table:
         )
     cells = Cells(lambda step: f"step {step:,}")
     for file in files:
-        prefix = "" if file == path else file.parent.relative_to(path).as_posix().removeprefix(".")
+        prefix = "" if file == path else "/".join(file.parent.parts[len(path.parts) :])
         try:
             _read(file, f"{prefix}/" if prefix else "", cells, note)
         except LogError as error:
@@ -50,7 +50,7 @@ def read_events(path: Path, note: Note) -> Table:
     return Table(columns, len(steps), steps)
 
 
-def _read(file: Path, prefix: str, cells: Cells, note: Note) -> None:
+def _read(file: AnyPath, prefix: str, cells: Cells, note: Note) -> None:
     from google.protobuf.message import DecodeError
     from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from ..errors import LogError
+from ..paths import AnyPath, as_path
 from .cells import Note, Table
 from .log import Log, assemble
 
 FORMATS = ("json", "csv", "events", "dataset")
 
 
-def read_log(path: str | Path, *, format: str | None = None, step: str | None = None) -> Log:
+def read_log(path: str | AnyPath, *, format: str | None = None, step: str | None = None) -> Log:
     """Reads a training log.
 
     Args:
@@ -25,7 +25,7 @@ def read_log(path: str | Path, *, format: str | None = None, step: str | None = 
         LogError: it cannot be read; the message names the line where there is one, and says what to do.
         OSError: it may not be read.
     """
-    path = Path(path)
+    path = as_path(path)
     notes: list[str] = []
     try:
         found = format or _format(path)
@@ -34,7 +34,7 @@ def read_log(path: str | Path, *, format: str | None = None, step: str | None = 
         raise LogError(f"{path}: {error}") from None
 
 
-def _reader(format: str) -> Callable[[Path, Note], Table]:
+def _reader(format: str) -> Callable[[AnyPath, Note], Table]:
     match format:
         case "json":
             from .jsonlines import read_jsonlines as read
@@ -49,7 +49,7 @@ def _reader(format: str) -> Callable[[Path, Note], Table]:
     return read
 
 
-def _format(path: Path) -> str:
+def _format(path: AnyPath) -> str:
     if path.is_dir():
         store = path.suffix == ".zarr" or any((path / name).exists() for name in ("zarr.json", ".zgroup"))
         return "dataset" if store else "events"

@@ -9,16 +9,16 @@ Python writes them.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from ..errors import LogError
+from ..paths import AnyPath
 from .cells import Cells, Note, Table
 
 SETTLE_ROWS = 20_000  # objects that are held at once
 
 
-def read_jsonlines(path: Path, note: Note) -> Table:
+def read_jsonlines(path: AnyPath, note: Note) -> Table:
     """Reads a file.
 
     Raises:

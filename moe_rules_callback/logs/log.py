@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import LogError, closest
+from ..paths import AnyPath
 from .cells import Column, Note, Table, counted
 from .experts import join_experts
 
@@ -40,7 +40,7 @@ class Log:
         notes: what was repaired, replaced or left out.
     """
 
-    path: Path
+    path: AnyPath
     format: str
     steps: np.ndarray
     step_column: str
@@ -51,7 +51,7 @@ class Log:
         return len(self.steps)
 
 
-def assemble(table: Table, path: Path, format: str, step: str | None, notes: list[str]) -> Log:
+def assemble(table: Table, path: AnyPath, format: str, step: str | None, notes: list[str]) -> Log:
     """Brings rows into the order of their steps.
 
     A step that comes twice is one row: of each column the later value counts. Rows without a step are

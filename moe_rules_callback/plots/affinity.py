@@ -11,13 +11,13 @@ from __future__ import annotations
 import csv
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import MetricsError
+from ..paths import AnyPath, as_path
 from .style import DEPTHS, label, new_figure, style
 from .thinning import thin
 
@@ -40,13 +40,13 @@ class Affinity:
     experts: list[str] | None = None
 
 
-def read_affinity(path: str | Path) -> Affinity:
+def read_affinity(path: str | AnyPath) -> Affinity:
     """The table in a CSV file, separated by commas, semicolons or tabs.
 
     Raises:
         MetricsError: there are no numbers, rows differ in length, or a cell is not a number.
     """
-    text = Path(path).read_text("utf-8-sig")
+    text = as_path(path).read_text("utf-8-sig")
     separator = max(",;\t", key=text.partition("\n")[0].count)
     lines = [(n, [cell.strip() for cell in line]) for n, line in _lines(text, separator) if any(line)]
     first = lines[0][1] if lines else []

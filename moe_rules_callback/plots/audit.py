@@ -8,7 +8,6 @@ nothing ever spoke.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..paths import AnyPath
 from ..proof import proofs_of
 from .style import INK, label, looks, new_figure, save, style
 from .thinning import rolling_mean, rows_of, thin
@@ -32,7 +32,7 @@ LEGEND_RULES = 18  # as many as stand beside the panel
 
 
 def plot_audit(
-    history: xr.Dataset, path: str | Path | None = None, *, smooth_loss: int = 50, smooth_rules: int = 30
+    history: xr.Dataset, path: str | AnyPath | None = None, *, smooth_loss: int = 50, smooth_rules: int = 30
 ) -> Figure:
     """Draws loss and truth intervals over the step.
 

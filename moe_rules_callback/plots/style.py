@@ -10,7 +10,6 @@ import io
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from ..paths import AnyPath, as_path, put
 from .thinning import Thinned, smooth
 
 # Without black and yellow, which stand out and fade, and without vermilion, which is the alarm
@@ -103,7 +103,9 @@ def small_multiples(count: int, height: float, **shared: Any) -> tuple[Figure, l
     return figure, places[:count]
 
 
-def save(figure: Figure, path: str | Path) -> None:
+def save(figure: Figure, path: str | AnyPath) -> None:
     """Writes the figure in the format of the suffix; its folder is made if need be."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    path = as_path(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=DPI, format=path.suffix[1:] or None)
+    put({path: picture.getvalue()})

@@ -18,12 +18,12 @@ import logging
 import time
 import wave
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..hookspecs import hookimpl
+from ..paths import AnyPath
 from ..records import Records, Run
 from .events import EventFile, proto
 from .hparams import session_start
@@ -76,14 +76,14 @@ class TensorBoardXWriter:
         logdir: directory of the event file.
     """
 
-    def __init__(self, logdir: str | Path) -> None:
+    def __init__(self, logdir: str | AnyPath) -> None:
         self._file = EventFile(logdir)
         self._warned = False
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Numbers or arrays of one element."""
-        numbers = [(tag, float(np.asarray(value).item())) for tag, value in scalars.items()]
-        self._file.scalars(int(step), time.time(), numbers)
+        numbers = [v if isinstance(v, float) else float(np.asarray(v).item()) for v in scalars.values()]
+        self._file.scalars(int(step), time.time(), tuple(scalars), numbers)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
         """[N, H, W, C] or [H, W, C] with 1, 3 or 4 channels; floats in [0, 1], or uint8."""

@@ -14,8 +14,10 @@ even in lightness, the same to the colour-blind. A cell without a load is transp
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
+from functools import cache
 
 import numpy as np
 
@@ -58,14 +60,15 @@ class Loads:
         while self.rows + len(share) > COLUMNS * self._rows_per_column:
             self._sums, self._counts = _in_pairs(self._sums), _in_pairs(self._counts)
             self._rows_per_column *= 2
-        columns = (self.rows + np.arange(len(share))) // self._rows_per_column
-        columns, starts = np.unique(columns, return_index=True)
         known = ~np.isnan(share)
         share = np.where(known, share, 0)
-        self._sums[columns] += np.add.reduceat(share, starts)
-        self._counts[columns] += np.add.reduceat(known, starts, dtype=np.int32)
+        stop = self.rows + len(share)
+        for column in range(self.rows // self._rows_per_column, -(-stop // self._rows_per_column)):
+            first, last = (max(0, n * self._rows_per_column - self.rows) for n in (column, column + 1))
+            self._sums[column] += share[first:last].sum(axis=0)
+            self._counts[column] += known[first:last].sum(axis=0)
         self._last = _mean(share.sum(axis=0), known.sum(axis=0))
-        self.rows += len(share)
+        self.rows = stop
 
     def pictures(self) -> list[tuple[str, str, bytes]]:
         """Tag, description in Markdown, and PNG of each picture; none where no router is seen."""
@@ -122,21 +125,22 @@ def _mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 def _ratio(share: np.ndarray) -> np.ndarray:
     """Over the fair share; experts are the last dimension."""
-    return share * (~np.isnan(share)).sum(axis=-1, keepdims=True)
+    return share * (~np.isnan(share)).sum(axis=-1, keepdims=True, dtype=np.float32)
 
 
 def _picture(ratio: np.ndarray) -> bytes:
     if not ratio.size:  # a layer that has had no load yet
         ratio = np.full((1, 1), np.nan)
-    low, high = np.log(RATIOS)
-    place = (np.log(np.clip(ratio, *RATIOS)) - low) / (high - low)
-    cells = np.where(np.isnan(ratio), LEVELS, np.nan_to_num(place) * (LEVELS - 1) + 0.5).astype(np.uint8)
+    low, high = map(math.log, RATIOS)
+    place = (np.log(np.clip(ratio, *RATIOS)) - low) * ((LEVELS - 1) / (high - low)) + 0.5
+    cells = np.where(np.isnan(ratio), LEVELS, place).astype(np.uint8)
     height, width = (
         np.arange(max(n, least)) * n // max(n, least) for n, least in zip(cells.shape, SIZE, strict=True)
     )
     return png(cells[height][:, width], _palette())
 
 
+@cache
 def _palette() -> np.ndarray:
     """uint8 [LEVELS + 1, 4]; the last is transparent."""
     at = np.linspace(0, len(CIVIDIS) - 1, LEVELS)

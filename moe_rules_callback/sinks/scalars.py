@@ -71,10 +71,12 @@ class Thin:
 
     def __call__(self, records: Records) -> list[int]:
         """Indices of the rows of this batch to write."""
-        chosen = []
-        for row, now in enumerate(records.wall_time):
-            changed = self._last_state is not None and (records.state[row] != self._last_state).any()
-            self._last_state = records.state[row]
+        if not len(records):
+            return []
+        chosen, before = [], records.state[:1] if self._last_state is None else self._last_state
+        changes = (records.state != np.concatenate([before, records.state[:-1]])).any(axis=1).tolist()
+        self._last_state = records.state[-1:]
+        for row, (now, changed) in enumerate(zip(records.wall_time.tolist(), changes, strict=True)):
             # the distance both ways, so that a clock set back does not end the curve
             due = abs(now - self._last_time) >= SECONDS_BETWEEN_ROWS
             if self._seen < ALL_ROWS_UNTIL or due or changed:

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-from pathlib import Path
 from typing import Any
 
 from ..errors import HistoryError
 from ..hookspecs import hookimpl
+from ..paths import AnyPath, as_path
 from ..records import Records, Run, Schema
 from .events import SUFFIX, EventFile, proto
 from .hparams import Standing, session_start, settings
@@ -45,7 +45,7 @@ class TensorBoardSink:
         logdir: where to write; None: the log directory of the run.
     """
 
-    def __init__(self, logdir: str | Path | None = None) -> None:
+    def __init__(self, logdir: str | AnyPath | None = None) -> None:
         self._wanted = logdir
 
     @hookimpl
@@ -56,10 +56,10 @@ class TensorBoardSink:
                 "The TensorBoard sink does not know where to write: the run has no log directory. Pass "
                 "logdir=... to the callback, or one of its own: TensorBoardSink('runs/demo')."
             )
-        self._file = EventFile(_directory(Path(wanted), run.resume))
+        self._file = EventFile(_directory(as_path(wanted), run.resume))
         self._table, self._thin = ScalarTable(run.schema), Thin()
         rules = zip(run.schema.rules, self._table.rules, strict=True)
-        self._thresholds = [(f"rules/{name}/threshold", rule.threshold) for rule, name in rules]
+        self._thresholds = {f"rules/{name}/threshold": rule.threshold for rule, name in rules}
         self._standing, self._loads = Standing(run.schema), Loads(run.schema)
         self._drawn = 0  # rows in the last pictures
         self._last: tuple[int, float] | None = None  # step and time of the last row
@@ -74,9 +74,11 @@ class TensorBoardSink:
         self._last = int(records.step[-1]), float(records.wall_time[-1])
         values = self._table.values(records)
         for row in self._thin(records):
-            scalars = zip(self._table.tags, values[row].tolist(), strict=True)
-            self._file.scalars(int(records.step[row]), float(records.wall_time[row]), scalars)
-        self._file.scalars(*self._last, [*self._thresholds, *self._standing(records)])
+            self._file.scalars(
+                int(records.step[row]), float(records.wall_time[row]), self._table.tags, values[row]
+            )
+        standing = self._thresholds | dict(self._standing(records))
+        self._file.scalars(*self._last, tuple(standing), [*standing.values()])
         self._loads.add(records)
         if self._loads.rows >= PICTURE_EVERY * self._drawn:
             self._draw()
@@ -95,7 +97,8 @@ class TensorBoardSink:
         if self._run.resume:  # TensorBoard forgets the steps from here on that an earlier file holds
             session_log = proto("event").SessionLog
             self._file.event(step, wall_time, session_log=session_log(status=session_log.START))
-        self._file.scalars(step, wall_time, self._thresholds)  # where their lines begin; each flush draws on
+        lines = self._thresholds  # they begin here; each flush draws on
+        self._file.scalars(step, wall_time, tuple(lines), [*lines.values()])
         self._file.event(step, wall_time, summary=_layout(records.schema, self._table))
         self._file.event(step, wall_time, summary=summary.text("rules", describe_rules(records.schema)))
         self._file.event(step, wall_time, summary=session_start(settings(self._run), wall_time))
@@ -122,7 +125,7 @@ def _layout(schema: Schema, table: ScalarTable) -> Any:
     return proto("summary").Summary(value=[value])
 
 
-def _directory(logdir: Path, resume: bool) -> Path:
+def _directory(logdir: AnyPath, resume: bool) -> AnyPath:
     """`logdir`, or where it already holds a run of ours the newest (resume) or the next audit-N in it."""
     directory = logdir
     for number in itertools.count(2):
@@ -135,5 +138,5 @@ def _directory(logdir: Path, resume: bool) -> Path:
     return directory
 
 
-def _holds_run(directory: Path) -> bool:
+def _holds_run(directory: AnyPath) -> bool:
     return any(directory.glob(f"*tfevents*{SUFFIX}"))

@@ -1,14 +1,21 @@
-"""The history on disk: one zarr store a run, readable at every moment and after a kill.
+"""The history, on disk or in an object store: a zarr store, readable at every moment and after a kill.
 
     ZarrSink()                      # <logdir>/audit.zarr; the next run audit-2.zarr, ...
-    ZarrSink("runs/demo/my.zarr")
+    ZarrSink("gs://bucket/runs/demo/my.zarr")
     xarray.open_zarr("runs/demo/audit.zarr", consolidated=False)    # rows with step = -1: not written
 
-All arrays are declared far ahead, since unwritten chunks cost nothing and growing is the one thing
-that readers can trip over. A batch writes its rows in every array and then in `step`, which is the
-commit mark: a row counts once its step is there. zarr replaces the file of a chunk in one piece, so
-a killed process leaves whole rows, and misses at most the batch that it was writing. Nothing is
-fsynced: a power cut may take what the operating system had not yet written.
+A new store claims its name by a file that one process alone can create; it counts once the `zarr.json`
+of its group is there, which comes last. All arrays are declared far ahead, since unwritten chunks cost
+nothing and growing is the one thing that readers can trip over. A batch writes its rows in every array
+and then in `step`, which is the commit mark: a row counts once its step is there. The file of a chunk is
+replaced in one piece, so a killed process leaves whole rows, and misses at most the batch that it was
+writing. Nothing is fsynced: a power cut may take what the operating system had not yet written.
+
+Chunks are encoded and written here, since zarr's own assignment first reads what it is going to replace.
+The rows of unfinished chunks are kept in memory: a batch reads nothing, and costs one file for each of the
+nine arrays (more where it fills chunks); in an object store eight PUTs at once, and that of `step` after
+them. Some replace an object once a second at most: with steps of a few milliseconds pass a `flush_every`
+that lasts some seconds.
 """
 
 from __future__ import annotations
@@ -16,24 +23,21 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import re
-import uuid
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 
 from ..columns import Column, attributes, columns, coordinates
 from ..errors import HistoryError
 from ..hookspecs import hookimpl
-from ..records import Records, Run, Schema
-
-if TYPE_CHECKING:
-    import zarr
+from ..paths import AnyPath, as_path, claim, put
+from ..records import Records, Run
+from ..stores import CODECS, arrays, misfit, numbered, stores, written_rows
 
 DECLARED_ROWS = 2**20
 STEP_CHUNK = 4096  # xarray reads all of `step` on opening: 256 files, not 16,000
-CHUNK_BYTES = 2**16  # a flush rewrites the last chunk of every array; a reader wants few files
+CHUNK_BYTES = 2**18  # a flush rewrites the last chunk of every array; a reader wants few files
 
 logger = logging.getLogger("moe_rules_callback")
 
@@ -47,53 +51,58 @@ class ZarrSink:
     replaced. If they are not the same, a new store names the old one in its attribute `continues`.
 
     Args:
-        path: of the store; None: `audit.zarr` in the log directory of the run.
+        path: of the store, here or as a URL; None: `audit.zarr` in the log directory of the run.
 
     Attributes:
-        path: of the store that is being written; None before the run.
+        path: of the store that is being written, a Path or for a URL a UPath; None before the run.
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
-        self._wanted = None if path is None else Path(path)
-        self.path: Path | None = None
+    def __init__(self, path: str | AnyPath | None = None) -> None:
+        self._wanted = None if path is None else as_path(path)
+        self.path: AnyPath | None = None
 
-    def last_step(self, logdir: Path | None) -> int:
+    def last_step(self, logdir: AnyPath | None) -> int:
         """The last step of the newest store that a run in this directory would continue, or -1."""
         existing = stores(self._place(logdir))
         rows = written_rows(existing[-1]) if existing else 0
-        return int(cast(np.ndarray, _arrays(existing[-1], mode="r")["step"][:rows])[-1]) if rows else -1
+        if rows == 0:
+            return -1
+        return int(cast(np.ndarray, arrays(existing[-1])["step"][rows - 1]))
 
-    def _place(self, logdir: Path | None) -> Path:
+    def _place(self, logdir: AnyPath | None) -> AnyPath:
         """The name of the first store."""
         if self._wanted is None and logdir is None:
             raise HistoryError(
                 "The zarr sink does not know where to write: the run has no log directory. Pass "
                 "logdir=... to the callback, or a path: ZarrSink('runs/demo/audit.zarr')."
             )
-        return self._wanted or Path(logdir or "") / "audit.zarr"
+        return self._wanted or as_path(logdir or "") / "audit.zarr"
 
     @hookimpl
     def on_train_start(self, run: Run) -> None:
         wanted = self._place(run.logdir)
         existing = stores(wanted)
         newest = existing[-1] if existing else None
-        misfit = _misfit(newest, run.schema) if newest and run.resume else ""
-        self._rewind_pending = bool(newest and run.resume and not misfit)
+        why_not = misfit(newest, run.schema) if newest and run.resume else ""
+        self._columns = columns(run.schema)
+        self._rewind_pending = bool(newest and run.resume and not why_not)
         if newest and self._rewind_pending:
             self.path, self._rows = newest, written_rows(newest)
+            self._declare(max(DECLARED_ROWS, self._rows))
         else:
-            self.path, self._rows = _create(wanted, run, newest.name if newest and misfit else None), 0
-        if misfit:
+            self.path, self._rows = _create(wanted, run, newest.name if newest and why_not else None), 0
+            self._declared = DECLARED_ROWS
+        self._arrays = arrays(self.path, mode="r+")
+        self._tails: dict[str, np.ndarray] = {}  # rows of the unfinished chunks
+        if why_not:
             logger.warning(
                 "%s cannot be continued: %s. This run goes to %s, whose attribute `continues` names it.",
                 newest,
-                misfit,
+                why_not,
                 self.path,
             )
         elif newest and not run.resume:
             logger.warning("%s holds another run and is left alone; this run goes to %s.", newest, self.path)
-        self._columns = columns(run.schema)
-        self._declare(max(DECLARED_ROWS, self._rows))
 
     @hookimpl
     def on_records(self, records: Records) -> None:
@@ -102,32 +111,60 @@ class ZarrSink:
         if self._rewind_pending:
             self._rewind(int(records.step[0]))
             self._rewind_pending = False
-        start, stop = self._rows, self._rows + len(records)
-        if stop > self._arrays["step"].shape[0]:
-            self._declare(stop + DECLARED_ROWS)
-        for column in self._columns:  # `step`, the commit mark, is the last
-            self._arrays[column.name][start:stop] = getattr(records, column.name)
-        self._rows = stop
+        if self._rows + len(records) > self._declared:
+            self._declare(self._rows + len(records) + DECLARED_ROWS)
+        rows = {column.name: self._from_chunk(column.name, records) for column in self._columns}
+        *others, step = self._columns  # `step`, the commit mark, is the last
+        put({path: data for column in others for path, data in self._chunks(column, rows[column.name])})
+        put(dict(self._chunks(step, rows["step"])))
+        self._rows += len(records)
+        for name, known in rows.items():
+            self._tails[name] = known[len(known) - self._rows % self._arrays[name].chunks[0] :].copy()
 
     @hookimpl
     def on_train_end(self, run: Run) -> None:
         self._declare(self._rows)
 
+    def _from_chunk(self, name: str, records: Records) -> np.ndarray:
+        """These rows of an array, and before them those of the chunk that they begin in."""
+        if name not in self._tails:  # the first rows; a store that is continued may hold some of their chunk
+            array = self._arrays[name]
+            self._tails[name] = np.asarray(
+                array[self._rows // array.chunks[0] * array.chunks[0] : self._rows]
+            )
+        return np.concatenate([self._tails[name], getattr(records, name)])
+
+    def _chunks(self, column: Column, rows: np.ndarray) -> Iterator[tuple[AnyPath, bytes]]:
+        """The files of the chunks of these rows, the last of which they may fill in part."""
+        from numcodecs.zstd import Zstd
+
+        assert self.path is not None
+        shape = self._arrays[column.name].chunks
+        first, folder = self._rows // shape[0], self.path / column.name / "c"
+        for number, start in enumerate(range(0, len(rows), shape[0]), first):
+            chunk = np.full(shape, column.fill, np.dtype(column.dtype).newbyteorder("<"))
+            part = rows[start : start + shape[0]]
+            chunk[tuple(map(slice, part.shape))] = part
+            key = map(str, (number, *[0] * (chunk.ndim - 1)))
+            yield folder.joinpath(*key), Zstd(level=0).encode(chunk)
+
     def _declare(self, rows: int) -> None:
         """Gives every array this length; `step` comes last.
 
-        zarr's own resize looks on disk for every chunk that the longer array could have had, which
+        zarr's own resize looks in the store for every chunk that the longer array could have had, which
         takes seconds; the length is one number in the array's metadata, and replaced in one piece.
         """
         assert self.path is not None
+        metadata = {}
         for column in self._columns:
-            metadata = self.path / column.name / "zarr.json"
-            told = json.loads(metadata.read_text())
+            path = self.path / column.name / "zarr.json"
+            told = json.loads(path.read_bytes())
             told["shape"][0] = rows
-            partial = metadata.with_suffix(".partial")
-            partial.write_text(json.dumps(told, indent=2))
-            partial.replace(metadata)
-        self._arrays = _arrays(self.path)
+            metadata[path] = json.dumps(told, indent=2).encode()
+        step = dict([metadata.popitem()])
+        put(metadata)
+        put(step)
+        self._declared = rows
 
     def _rewind(self, first: int) -> None:
         """Unwrites the rows from step `first` on, last chunk first: what is left is always a prefix."""
@@ -142,47 +179,27 @@ class ZarrSink:
         self._rows = keep
 
 
-def stores(wanted: Path) -> list[Path]:
-    """The stores that go by this name, oldest first: audit.zarr, audit-2.zarr, ..."""
-    return [path for _, path in sorted(_numbered(wanted).items())]
+def _create(wanted: AnyPath, run: Run, continues: str | None) -> AnyPath:
+    """A new, empty store under the next free name."""
+    files = _empty(run, {} if continues is None else {"continues": continues})
+    for number in itertools.count(max(numbered(wanted), default=0) + 1):
+        path = wanted if number == 1 else wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+        try:
+            claim(path / "step" / "zarr.json")
+        except FileExistsError:  # another process was faster
+            continue
+        put({path / key: data for key, data in files.items() if key != "zarr.json"})
+        put({path / "zarr.json": files["zarr.json"]})
+        return path
+    raise AssertionError("unreachable")
 
 
-def written_rows(store: Path) -> int:
-    """How many rows of a store are whole.
-
-    Raises:
-        HistoryError: it is no history.
-    """
-    step = _arrays(store, mode="r").get("step")
-    if step is None:
-        raise HistoryError(
-            f"{store} is not a history of moe_rules_callback: it has no array `step`. open_history reads "
-            "what ZarrSink wrote; other zarr stores open with xarray.open_zarr."
-        )
-    unwritten = np.asarray(step[:]) < 0
-    return int(unwritten.argmax()) if unwritten.any() else len(unwritten)
-
-
-def _arrays(store: Path, mode: Any = "r+") -> dict[str, zarr.Array]:
+def _empty(run: Run, link: dict[str, str]) -> dict[str, bytes]:
+    """The files of a store without rows."""
     import zarr
 
-    return dict(zarr.open_group(store, mode=mode).arrays())
-
-
-def _numbered(wanted: Path) -> dict[int, Path]:
-    pattern = re.compile(re.escape(wanted.stem) + r"(?:-(\d+))?" + re.escape(wanted.suffix))
-    found = ((pattern.fullmatch(path.name), path) for path in wanted.parent.glob("*") if path.is_dir())
-    return {int(match[1] or 1): path for match, path in found if match}
-
-
-def _create(wanted: Path, run: Run, continues: str | None) -> Path:
-    """A new, empty store under the next free name. It appears there whole, by a rename."""
-    import zarr
-
-    link = {} if continues is None else {"continues": continues}
-    wanted.parent.mkdir(parents=True, exist_ok=True)
-    partial = wanted.with_name(f".{wanted.name}.{uuid.uuid4().hex}.partial")
-    group = zarr.create_group(partial, attributes=attributes(run.schema, run.config) | link)
+    files: dict[str, Any] = {}
+    group = zarr.create_group(files, attributes=attributes(run.schema, run.config) | link)
     known = coordinates(run.schema)
     for name, values in known.items():
         text = values.dtype.kind == "U"  # zarr v3 specifies "string", but no strings of a fixed length
@@ -196,52 +213,20 @@ def _create(wanted: Path, run: Run, continues: str | None) -> Path:
         group.create_array(
             column.name,
             shape=shape,
-            chunks=_chunks(column, shape, run.flush_every),
+            chunks=_chunk_shape(column, shape, run.flush_every),
+            serializer=CODECS[0],
+            compressors=CODECS[1:],
             dtype=column.dtype,
             fill_value=column.fill,
             dimension_names=column.dims,
             attributes=dict(column.attrs),
         )
-    for number in itertools.count(max(_numbered(wanted), default=0) + 1):
-        path = wanted if number == 1 else wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
-        try:
-            return partial.rename(path)
-        except OSError:  # another process was faster
-            if not path.exists():
-                raise
-    raise AssertionError("unreachable")
+    return {key: buffer.to_bytes() for key, buffer in files.items()}
 
 
-def _chunks(column: Column, shape: tuple[int, ...], flush_every: int) -> tuple[int, ...]:
+def _chunk_shape(column: Column, shape: tuple[int, ...], flush_every: int) -> tuple[int, ...]:
     """A flush at least, and as many whole flushes as fit in CHUNK_BYTES, up to STEP_CHUNK rows."""
     inner = tuple(max(1, size) for size in shape[1:])
     row_bytes = np.dtype(column.dtype).itemsize * int(np.prod(inner))
     rows = min(STEP_CHUNK, CHUNK_BYTES // row_bytes)
     return max(flush_every, rows // flush_every * flush_every), *inner
-
-
-def _misfit(store: Path, schema: Schema) -> str:
-    """Why the rows of `schema` cannot be appended to a store, or ""."""
-    import zarr
-
-    group = zarr.open_group(store, mode="r")
-    arrays = dict(group.arrays())
-    if "step" not in arrays:
-        return "it is not a history of this package"
-    old, new = json.loads(str(group.attrs["rules"])), json.loads(attributes(schema, {})["rules"])
-    for name in old | new:
-        if name not in old or name not in new:
-            return f"rule {name!r} is {'new' if name in new else 'gone'}"
-        for what in ("text", "formula", "threshold", "kind"):
-            if old[name][what] != new[name][what]:
-                return f"the {what} of rule {name!r} was {old[name][what]!r} and is {new[name][what]!r}"
-    for name, values in coordinates(schema).items():
-        before = np.asarray(arrays[name][:]).tolist() if name in arrays else []
-        if before != values.tolist():
-            return f"the {name}s were {_few(before)} and are {_few(values.tolist())}"
-    return "" if bool(schema.experts) == ("expert" in arrays) else "experts were recorded and are not"
-
-
-def _few(values: list[Any]) -> str:
-    shown = ", ".join(map(str, values[:4])) or "none"
-    return f"{shown}, .. ({len(values)})" if len(values) > 4 else shown

@@ -72,12 +72,13 @@ def test_a_run_longer_than_declared_grows(tmp_path):
 
 def test_chunks_hold_whole_flushes_and_grow_with_small_rows(tmp_path, monkeypatch):
     monkeypatch.undo()
+    schema = fake.make_schema(rules=fake.many_rules(30))
     sink = ZarrSink()
-    sink.on_train_start(fake.make_run(tmp_path, flush_every=64))
+    sink.on_train_start(fake.make_run(tmp_path, schema, flush_every=64))
     group = dict(zarr.open_group(tmp_path / "audit.zarr", mode="r").arrays())
     assert group["step"].chunks == (4096,)
     assert group["loss"].chunks == (4096,)
-    assert group["truth"].chunks == (65536 // 48 // 64 * 64, 6, 2)
+    assert group["truth"].chunks == (2**18 // (30 * 2 * 4) // 64 * 64, 30, 2)
     assert group["step"].shape == (2**20,)
 
 

@@ -1,0 +1,94 @@
+"""The zarr stores of a log directory: which there are, what they hold, which can be continued."""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+from .columns import attributes, coordinates
+from .errors import HistoryError
+from .paths import AnyPath, names_in, zarr_store
+from .records import Schema
+
+if TYPE_CHECKING:
+    import zarr
+
+CODECS = [
+    {"name": "bytes", "configuration": {"endian": "little"}},
+    {"name": "zstd", "configuration": {"level": 0, "checksum": False}},
+]
+
+
+def stores(wanted: AnyPath) -> list[AnyPath]:
+    """The stores that go by this name, oldest first: audit.zarr, audit-2.zarr, ..."""
+    named = (path for _, path in sorted(numbered(wanted).items()))
+    return [path for path in named if (path / "zarr.json").exists()]
+
+
+def written_rows(store: AnyPath) -> int:
+    """How many rows of a store are whole.
+
+    Raises:
+        HistoryError: it is no history.
+    """
+    step = arrays(store).get("step")
+    if step is None:
+        raise HistoryError(
+            f"{store} is not a history of moe_rules_callback: it has no array `step`. open_history reads "
+            "what ZarrSink wrote; other zarr stores open with xarray.open_zarr."
+        )
+    chunk = step.chunks[0]  # those that are written are the first ones
+    begins = range(0, step.shape[0], chunk)
+    after = bisect_left(begins, True, key=lambda begin: cast(np.ndarray, step[begin]) < 0)
+    if after == 0:
+        return 0
+    last = np.asarray(step[begins[after - 1] : begins[after - 1] + chunk])
+    return begins[after - 1] + int((last >= 0).sum())
+
+
+def arrays(store: AnyPath, mode: Literal["r", "r+"] = "r") -> dict[str, zarr.Array]:
+    """The arrays of a store by name."""
+    import zarr
+
+    return dict(zarr.open_group(zarr_store(store, mode == "r"), mode=mode, zarr_format=3).arrays())
+
+
+def numbered(wanted: AnyPath) -> dict[int, AnyPath]:
+    """All that goes by this name, whole or not."""
+    pattern = re.compile(re.escape(wanted.stem) + r"(?:-(\d+))?" + re.escape(wanted.suffix))
+    found = (pattern.fullmatch(name) for name in names_in(wanted.parent))
+    return {int(match[1] or 1): wanted.with_name(match[0]) for match in found if match}
+
+
+def misfit(store: AnyPath, schema: Schema) -> str:
+    """Why the rows of `schema` cannot be appended to a store, or ""."""
+    import zarr
+
+    group = zarr.open_group(zarr_store(store, read_only=True), mode="r", zarr_format=3)
+    known = dict(group.arrays())
+    if "step" not in known:
+        return "it is not a history of this package"
+    old, new = json.loads(str(group.attrs["rules"])), json.loads(attributes(schema, {})["rules"])
+    for name in old | new:
+        if name not in old or name not in new:
+            return f"rule {name!r} is {'new' if name in new else 'gone'}"
+        for what in ("text", "formula", "threshold", "kind"):
+            if old[name][what] != new[name][what]:
+                return f"the {what} of rule {name!r} was {old[name][what]!r} and is {new[name][what]!r}"
+    for name, values in coordinates(schema).items():
+        before = np.asarray(known[name][:]).tolist() if name in known else []
+        if before != values.tolist():
+            return f"the {name}s were {_few(before)} and are {_few(values.tolist())}"
+    if bool(schema.experts) != ("expert" in known):
+        return "experts were recorded and are not"
+    codecs = json.loads((store / "step" / "zarr.json").read_bytes())["codecs"]
+    return "" if codecs == CODECS else f"its chunks are encoded by {codecs}"
+
+
+def _few(values: list[Any]) -> str:
+    shown = ", ".join(map(str, values[:4])) or "none"
+    return f"{shown}, .. ({len(values)})" if len(values) > 4 else shown
