@@ -63,10 +63,10 @@ SIZES = {"1x8": Size(1, 8, 1024), "32x64": Size(32, 64, 64), "61x256": Size(61, 
 
 def many(count: int) -> dict[str, str]:
     """So many rules over eight predicates, no two alike."""
-    n = len(PREDICATES)
+    n, of = len(PREDICATES), PREDICATES
     return {
-        f"rule_{i}": f"{0.6 + 0.39 * i / count:.4f} :: {PREDICATES[i % n]} & ~{PREDICATES[(i // n + i + 1) % n]}"
-        f" | {1 + i / 100}*{PREDICATES[(i + 3) % n]}"
+        f"rule_{i}": f"{0.6 + 0.39 * i / count:.4f} :: {of[i % n]} & ~{of[(i // n + i + 1) % n]}"
+        f" | {1 + i / 100}*{of[(i + 3) % n]}"
         for i in range(count)
     }
 
