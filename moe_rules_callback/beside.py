@@ -60,7 +60,7 @@ class Beside:
         # Small and read by one process, the state is replicated over the devices of sharded metrics.
         leaves = jax.tree.leaves(audit.select(metrics))
         shardings = (getattr(leaf, "sharding", None) for leaf in leaves)
-        named = (s for s in shardings if isinstance(s, jax.sharding.NamedSharding) and s.num_devices > 1)
+        named = (s for s in shardings if isinstance(s, jax.sharding.NamedSharding))
         mesh = next((s.mesh for s in named), None)
         whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         # Not device_put: over several processes it compares the values, and NaN is not equal to NaN.

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import jax
 import jax.numpy as jnp
 
+from .actions import agreement
 from .actions.action import Action, bound
 from .alerts import Watch
 from .at_exit import close_at_exit
@@ -117,6 +118,7 @@ class RuleAuditCallback:
         self._closed = False
         self._calls = self._sent_calls = 0
         self._last_sent = time.monotonic()
+        self._resumed_key = agreement.new_key("resumed")
         close_at_exit(self)
 
     # Beside the step.
@@ -128,8 +130,7 @@ class RuleAuditCallback:
             metrics: `loss`, `router_probs` [.., tokens, experts] or `router_logits`, `expert_index`,
                 `token_mask`, or only `expert_load` [experts], `params`, `grads` and any scalars; on any
                 device, sharded, or NumPy.
-            step: its number, at least 0; None: one more than the last, also of a run that is resumed (with
-                several processes pass it, since only one of them sees the history).
+            step: its number, at least 0; None: one more than the last, also of a run that is resumed.
 
         Raises:
             UnknownNameError, MissingSignalError, MetricsError: at the first step, if a rule cannot be
@@ -168,8 +169,9 @@ class RuleAuditCallback:
         forward counts when it is differentiated, once: evaluation does not, nor what `jax.checkpoint`
         repeats. A function that differentiates inside, a whole training step, counts in every call, and
         scans in it over micro-batches are averaged. Under vmap and inside a shard_map of the trainer's own
-        each member and each device is a forward. Forward-mode derivatives of a watched loss (`jax.jvp`,
-        `jax.jacfwd`) are refused by JAX; those of its gradient are not.
+        each member and each device is a forward, and devices that share tokens count them each;
+        `audit.watch(jax.jit(step))` around the shard_map counts every token once. Forward-mode derivatives
+        of a watched loss (`jax.jvp`, `jax.jacfwd`) are refused by JAX; those of its gradient are not.
 
         The n-th call of `on_step` belongs to the n-th row and brings its scalars; if it is not called, rows
         are without them. After the first, rows are audited in blocks of 16, or of `flush_every` if that is
@@ -202,7 +204,9 @@ class RuleAuditCallback:
                 "this callback has its router metrics from elsewhere, another watched function or on_step. "
                 "Make a callback for each function that is watched, and wrap it before the first step."
             )
-        self._watched = Watched(forwards_per_step, self._take, min(BLOCK, self._flush_every))
+        self._watched = Watched(
+            forwards_per_step, self._take, min(BLOCK, self._flush_every), kept=self._writes
+        )
         audit = self.audit
         return watch(
             fn, ask=audit.statistics, deliver=self._watched.deliver, top_k=audit.top_k, routers=routers
@@ -332,9 +336,9 @@ class RuleAuditCallback:
 
     def _step_before(self) -> int:
         """The last step of the history that is resumed; -1 where none is."""
-        if not self._resume or isinstance(self._store, MemorySink) or jax.process_count() > 1:
+        if not self._resume or isinstance(self._store, MemorySink):
             return -1
-        return self._store.last_step(self._logdir)
+        return agreement.of_first(self._resumed_key, lambda: self._store.last_step(self._logdir))
 
     def _check_open(self) -> None:
         if self._closed:

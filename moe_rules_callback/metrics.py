@@ -88,12 +88,12 @@ class Routers:
 
         By two plain reductions: that of argmax, over pairs, costs several times as much.
         """
-        return jnp.where(self.scores == self.peak[..., None], self._numbers, jnp.uint32(self.experts)).min(-1)
+        return self._largest(self.scores, self.peak)
 
     @cached_property
     def top1(self) -> jax.Array:
         """float32 [n, T, E], 1 at each token's most probable expert; NaN where the token is."""
-        first = jax.nn.one_hot(self.best, self.experts, dtype=jnp.float32)
+        first = self._one(self.best)
         return jnp.where(jnp.isfinite(self.total)[..., None], first, jnp.nan)
 
     @cached_property
@@ -111,8 +111,16 @@ class Routers:
         chosen, left = self.top1, self.scores
         for _ in range(self.k - 1):
             left = jnp.where(chosen > 0, -1.0, left)
-            chosen = chosen + jax.nn.one_hot(jnp.argmax(left, axis=-1), self.experts, dtype=jnp.float32)
+            chosen = chosen + self._one(self._largest(left, left.max(-1)))
         return chosen
+
+    def _largest(self, x: jax.Array, peak: jax.Array) -> jax.Array:
+        """uint32 [n, T], the first expert where x is as large as the peak; E where there is none."""
+        return jnp.where(x == peak[..., None], self._numbers, jnp.uint32(self.experts)).min(-1)
+
+    def _one(self, index: jax.Array) -> jax.Array:
+        """float32 [n, T, E], 1 at each token's expert."""
+        return jax.nn.one_hot(index, self.experts, dtype=jnp.float32)
 
     def counts(self, index: jax.Array) -> jax.Array:
         """int32 [n, E], how often the tokens that are not masked name each expert; `index` int [n, T, j]."""

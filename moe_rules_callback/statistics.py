@@ -121,8 +121,18 @@ class Statistics:
 
 def summarise(routers: Routers, names: Iterable[str]) -> Summary:
     """The statistics `names` of the layers of one router array."""
-    values = {name: STATISTICS[name](routers) for name in names if name != TOKENS}
-    return Summary(routers.names, routers.experts, routers.k, routers.tokens, values)
+    values = {name: _whole(STATISTICS[name](routers)) for name in names if name != TOKENS}
+    return Summary(routers.names, routers.experts, routers.k, _whole(routers.tokens), values)
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """On every device of the mesh, if the trainer says which it is: what comes next is small, and dealt out
+    by layers or experts it would be sent around at every turn."""
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.empty or mesh.manual_axes:
+        return x
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.lax.with_sharding_constraint(jax.sharding.reshard(x, whole), whole)
 
 
 def measure(routers: Iterable[Routers | Summary], names: Iterable[str]) -> list[Statistics]:

@@ -44,10 +44,11 @@ class Watched:
         forwards_per_step: forwards that make one row.
         feed: called with rows on the host, in order, one or a block of them, on this object's thread.
         block: rows of a block.
+        kept: whether there are to be rows; of several processes one alone is sure to get all forwards.
     """
 
-    def __init__(self, forwards_per_step: int, feed: Feed, block: int = BLOCK) -> None:
-        self._per_step, self._feed, self._block = forwards_per_step, feed, block
+    def __init__(self, forwards_per_step: int, feed: Feed, block: int = BLOCK, kept: bool = True) -> None:
+        self._per_step, self._feed, self._block, self._kept = forwards_per_step, feed, block, kept
         self._tasks: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._reduced: list[Reduced] = []
         self._totals: list[np.ndarray] = []
@@ -64,7 +65,8 @@ class Watched:
 
     def deliver(self, reduced: Sequence[Reduced], arrays: Sequence[Any]) -> None:
         """Take in a forward."""
-        self._tasks.put(partial(self._forward, list(reduced), arrays))
+        if self._kept:
+            self._tasks.put(partial(self._forward, list(reduced), arrays))
 
     def hook(self, metrics: Mapping[str, Any], step: Any) -> None:
         """Take in a call of the trainer's hook; does not wait for its arrays.
@@ -83,6 +85,8 @@ class Watched:
             )
         if not (step is None or isinstance(step, jax.Array)):
             step = step_number(step)
+        if not self._kept:
+            return
         for value in (*chosen.values(), step):
             if isinstance(value, jax.Array):
                 value.copy_to_host_async()

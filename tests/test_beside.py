@@ -115,3 +115,13 @@ def test_rows_of_a_block_may_differ_in_what_their_metrics_are(caplog: pytest.Log
     jax.tree.map(np.testing.assert_array_equal, *states)
     assert states[0].rows.step[:3].tolist() == [0, 1, 7]
     assert caplog.text.count("the first step did not have it: late") == 2
+
+
+def test_a_mesh_of_one_device_compiles_once():
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    x = jax.device_put(jnp.zeros(8), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    with RuleAuditCallback(RULES) as audit:
+        for _ in range(3):
+            audit.on_step({"x": x.sum()})
+        assert audit._beside is not None
+        assert audit._beside._row._cache_size() == 1

@@ -51,18 +51,10 @@ RUNS = [
     for indexed in layout.indexed
     for axes in AXES
 ]
-LAYERS = ("layers/False/auto", "layers/False/explicit")
-EXPERTS = ("experts/True/auto", "experts/False/auto", "experts/False/explicit")
-
-
-def failing(*runs: str) -> list[Any]:
-    """All runs; what is known to fail must."""
-    known = pytest.mark.xfail(strict=True, reason="the layout of statistics goes on into what follows them")
-    return [pytest.param(run, marks=known if run in runs else ()) for run in RUNS]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", failing(LAYERS[1]))
+@pytest.mark.parametrize("run", RUNS)
 def test_one_and_eight_devices(run: str, laid_out: Any) -> None:
     records, programs = laid_out
     assert not isinstance(programs[run], str), programs[run]
@@ -74,7 +66,7 @@ def test_one_and_eight_devices(run: str, laid_out: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", failing(*LAYERS, *EXPERTS))
+@pytest.mark.parametrize("run", RUNS)
 def test_what_devices_send_is_small(run: str, laid_out: Any) -> None:
     layout, program = LAYOUTS[run.split("/")[0]], laid_out[1][run]
     layers = 1 if layout.layers is None else L

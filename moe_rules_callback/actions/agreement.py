@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -24,6 +25,34 @@ PATIENCE = 1800.0  # seconds that a process waits for process 0, which may be ev
 _numbers = itertools.count()  # of callbacks, which all processes make in the same order
 
 
+def new_key(what: str) -> str:
+    """A place in the key-value store that is this callback's own, the same on all processes."""
+    return f"moe_rules_callback/{what}/{next(_numbers)}"
+
+
+def of_first(key: str, number: Callable[[], int]) -> int:
+    """A number as process 0 finds it, which alone sees the history.
+
+    Raises:
+        PluginError: process 0 does not ask for it within PATIENCE.
+    """
+    if jax.process_count() == 1:
+        return number()
+    client = global_state.client
+    assert client is not None
+    if jax.process_index() == 0:
+        found = number()
+        client.key_value_set(key, str(found), allow_overwrite=True)
+        return found
+    try:
+        return int(client.blocking_key_value_get(key, int(1000 * PATIENCE)))
+    except jax.errors.JaxRuntimeError as error:
+        raise PluginError(
+            f"process {jax.process_index()} resumes a history, and within {PATIENCE:.0f} s process 0 has "
+            "not. Usual cause: resume=True is not passed on process 0, or it has ended. Pass it on all."
+        ) from error
+
+
 class Requests:
     """Requests that were made, and those that the training loop may know of.
 
@@ -33,7 +62,7 @@ class Requests:
 
     def __init__(self, every: int | None) -> None:
         self._every = every
-        self._key = None if every is None else f"moe_rules_callback/requests/{next(_numbers)}"
+        self._key = None if every is None else new_key("requests")
         self._lock = threading.Lock()
         self._asked: dict[Kind, int] = {"stop": 0, "checkpoint": 0}  # how often, on this process
         self._agreed: dict[Kind, int] = self._asked.copy()
