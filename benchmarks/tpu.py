@@ -179,8 +179,9 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="exit status 1 when an audit exceeds a bound")
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
-    # Several processes may load the compiler, and it need not ask the network what machine this is.
+    # Several processes may load the compiler; it is not to ask the network what machine this is.
     os.environ.update(ALLOW_MULTIPLE_LIBTPU_LOAD="1", TPU_SKIP_MDS_QUERY="1")
+    os.environ.update(TPU_ACCELERATOR_TYPE="v5litepod-4", TPU_WORKER_HOSTNAMES="localhost")
     print(
         "| step | GFLOP | GB touched | GB accessed | GB peak | collectives | bytes | largest | donated | s |"
     )

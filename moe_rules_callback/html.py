@@ -58,7 +58,7 @@ def verdict_html(verdict: Verdict) -> str:
 
 def audit_html(dataset: xr.Dataset, found: Sequence[Verdict]) -> str:
     """A table of all rules: the band of truth over the run, the state at its end, when it fired."""
-    truth = dataset["truth"].transpose("rule", "step", "bound").values
+    truth = dataset["truth"].compute().transpose("rule", "step", "bound").values
     heads = ("Rule", "Truth over the run", "At the end", "Fired")
     table = "".join(f'<th style="{LEFT}">{head}</th>' for head in heads)
     table = f"<thead><tr>{table}</tr></thead><tbody>"

@@ -123,8 +123,9 @@ def compare(
         )
     steps = a["step"].values, b["step"].values
     signals = _parted_signals(a, b, patience)
-    states = [run["state"].sel(rule=common).transpose("rule", "step").values for run in (a, b)]
-    truth = [run["truth"].sel(rule=common).transpose("rule", "step", "bound").values for run in (a, b)]
+    read = [run[["state", "truth"]].sel(rule=common).compute() for run in (a, b)]
+    states = [run["state"].transpose("rule", "step").values for run in read]
+    truth = [run["truth"].transpose("rule", "step", "bound").values for run in read]
     found = []
     for i, name in enumerate(common):
         one, other = rules[0][name], rules[1][name]
@@ -211,7 +212,7 @@ def _parted_signals(a: xr.Dataset, b: xr.Dataset, patience: int) -> dict[str, Pa
     """Where the signals that both runs recorded part, as means over the layers."""
     names = [name for name in a["signal"].values.tolist() if name in b["signal"].values]
     one, other = (
-        run["signal_value"].sel(signal=names).mean("layer").transpose("signal", "step").values
+        run["signal_value"].sel(signal=names).mean("layer").compute().transpose("signal", "step").values
         for run in (a, b)
     )
     steps = a["step"].values, b["step"].values

@@ -69,7 +69,7 @@ def _draw_loss(axes: Axes, step: np.ndarray, loss: np.ndarray, smooth: int) -> N
 
 def _draw_rules(axes: Axes, history: xr.Dataset, smooth: int) -> None:
     everything, step = history["rule"].values.tolist(), history["step"].values
-    truths = history["truth"].transpose("rule", "step", "bound").values  # read once
+    truths = history["truth"].compute().transpose("rule", "step", "bound").values  # read once
     proofs = proofs_of(history)
     roles = [proofs.role(rule) if proofs else "rule" for rule in everything]
     kept = _telling(roles, truths)

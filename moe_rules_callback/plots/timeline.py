@@ -64,7 +64,7 @@ def plot_timeline(history: xr.Dataset) -> Figure:
     rules = [rule for group in groups.values() for rule in group]
     if not rules:
         raise HistoryError("The history holds no rules: only signals were recorded.")
-    states = history["state"].sel(rule=rules).transpose("rule", "step").values
+    states = history["state"].sel(rule=rules).compute().transpose("rule", "step").values
     height = (0.42 if len(rules) <= 12 else 0.27) * (len(rules) + HEADING * sum(map(bool, groups.values())))
     figure = new_figure(10, 1.3 + height)
     axes = figure.subplots()
