@@ -1,8 +1,8 @@
 """What people do without this package, to be compared with it: six rules or their scalars, step by step.
 
-    eager       the way of the tutorial: jax.numpy outside of jit, a float() for each number, rules in Python
-    device_get  the scalars are computed in the step and fetched after each
-    clu         the scalars are averaged in the step with `clu.metrics` and computed every 64 steps
+eager       the way of the tutorial: jax.numpy outside of jit, a float() for each number, rules in Python
+device_get  the scalars are computed in the step and fetched after each
+clu         the scalars are averaged in the step with `clu.metrics` and computed every 64 steps
 """
 
 from __future__ import annotations

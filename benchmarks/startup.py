@@ -21,9 +21,8 @@ import numpy as np
 
 from moe_rules_callback import Audit
 
-from .step_cost import SIZES, Size, learn, many, start
+from .loops import SIZES, WIDTH, Size, learn, many, start
 
-WIDTH = 64
 IMPORTS = ("jax", "moe_rules_callback")
 
 
