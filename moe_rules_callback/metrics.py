@@ -104,9 +104,8 @@ class Routers:
         An index outside 0..E-1 makes its token NaN.
         """
         if self.index is not None:
-            times = (self.index[..., None] == jnp.arange(self.experts)).sum(-2)
-            sound = times.sum(-1, keepdims=True) == self.k
-            return jnp.where(sound, times.astype(jnp.float32), jnp.nan)
+            sound = (self.index.astype(jnp.uint32) < self.experts).all(-1, keepdims=True)
+            return jnp.where(sound, self._named(self.index, jnp.float32), jnp.nan)
         assert self.k is not None
         chosen, left = self.top1, self.scores
         for _ in range(self.k - 1):
@@ -124,12 +123,16 @@ class Routers:
 
     def counts(self, index: jax.Array) -> jax.Array:
         """int32 [n, E], how often the tokens that are not masked name each expert; `index` int [n, T, j]."""
-        index = index.astype(jnp.uint32)
         if self.mask is not None:
-            index = jnp.where(self.mask[..., None], index, jnp.uint32(self.experts))
-        # Added one by one: a reduction over j as well would be merged with that over tokens and cost thrice.
-        named = [(index[..., j, None] == self._numbers).astype(jnp.int32) for j in range(index.shape[-1])]
-        return functools.reduce(operator.add, named).sum(tuple(range(1, len(self.shape))))
+            index = jnp.where(self.mask[..., None], index.astype(jnp.uint32), jnp.uint32(self.experts))
+        return self._named(index, jnp.int32).sum(tuple(range(1, len(self.shape))))
+
+    def _named(self, index: jax.Array, dtype: Any) -> jax.Array:
+        """[n, T, E], how often a token names each expert; `index` int [n, T, j]."""
+        # A sum of j terms, not over an axis: XLA then counts inside of what reads this, without writing it.
+        index = index.astype(jnp.uint32)  # what is below 0 becomes large
+        named = [(index[..., i, None] == self._numbers).astype(dtype) for i in range(index.shape[-1])]
+        return functools.reduce(operator.add, named)
 
     @property
     def _numbers(self) -> jax.Array:

@@ -43,8 +43,7 @@ def boundary(routers: Routers) -> jax.Array:
     lowest = jnp.where(chosen, routers.probs, jnp.inf).min(-1)
     highest = jnp.where(chosen, -jnp.inf, routers.probs).max(-1)
     gap = jnp.zeros_like(lowest) if routers.k == routers.experts else lowest - highest
-    sound = jnp.isfinite(routers.selected[..., 0] + routers.highest)
-    return routers.mean(jnp.where(sound, gap, jnp.nan))
+    return routers.mean(jnp.where(jnp.isfinite(lowest), gap, jnp.nan))  # inf: the selection is not sound
 
 
 def probability(routers: Routers) -> jax.Array:

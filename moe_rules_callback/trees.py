@@ -134,19 +134,23 @@ def expert_min_share(tree: Any, experts: Collection[int] = ()) -> jax.Array:
 
 
 def expert_cosine(tree: Any, experts: Collection[int] = ()) -> jax.Array:
-    """Mean pairwise cosine of the experts' kernels, the largest over layers, float32 [].
+    """Mean pairwise cosine of the experts' kernels in a layer, the largest over layers, float32 [].
 
-    About 0 at a random initialisation, 1 for identical experts. Biases are left out.
+    Each pair counts by the product of its norms: sum v_i v_j / sum |v_i| |v_j| over i != j. So a kernel is
+    read once, where XLA can in the pass that updates it; to divide by the norms first takes a second pass.
+    About 0 at a random initialisation, 1 for identical experts, 0 without a pair. Biases are left out.
     """
     cosines = []
     for arrays in expert_arrays(tree, experts, "expert_weight_cosine", least_axes=2):
-        norms = jnp.maximum(_norms(arrays), 1e-30)
-        total = jnp.float32(0)  # |sum of unit vectors|^2 = n + 2 * sum over pairs, [*layers]
-        for x, axis in arrays:
-            units = x / jnp.expand_dims(norms, tuple(range(axis + 1, x.ndim)))
-            total += jnp.square(units.sum(axis)).sum(tuple(range(axis, x.ndim - 1)))
-        n = norms.shape[-1]
-        cosines.append(((total - n) / max(n * (n - 1), 1)).max())
+        norms = _norms(arrays)
+        own = jnp.square(norms).sum(-1)
+        whole = sum(  # |sum of all vectors|^2, [*layers]
+            (jnp.square(x.sum(axis)).sum(tuple(range(axis, x.ndim - 1))) for x, axis in arrays),
+            start=jnp.float32(0),
+        )
+        pairs = jnp.square(norms.sum(-1)) - own
+        none = pairs <= 1e-5 * own  # rounding; False for NaN
+        cosines.append(jnp.where(none, 0.0, (whole - own) / pairs).max())
     return jnp.stack(cosines).max()
 
 

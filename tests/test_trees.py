@@ -26,12 +26,8 @@ def flat(expert: int, biases: bool) -> np.ndarray:
 
 NORMS = [np.linalg.norm(flat(e, True)) for e in range(4)]
 MIN_SHARE = min(NORMS) / max(NORMS)
-COSINE = np.mean(
-    [
-        flat(i, False) @ flat(j, False) / np.linalg.norm(flat(i, False)) / np.linalg.norm(flat(j, False))
-        for i, j in combinations(range(4), 2)
-    ]
-)
+PAIRS = [(flat(i, False), flat(j, False)) for i, j in combinations(range(4), 2)]
+COSINE = sum(a @ b for a, b in PAIRS) / sum(np.linalg.norm(a) * np.linalg.norm(b) for a, b in PAIRS)
 
 
 def one(expert: int) -> dict[str, np.ndarray]:
