@@ -30,7 +30,7 @@ from .plan import Plan
 from .records import ARRAYS, Records, Schema
 from .rulebook import Source, load_rules
 from .signals import Signal
-from .state import AuditState, Rows
+from .state import AuditState, unpack
 from .summaries import summaries
 from .vocabulary import Layout, Vocabulary
 
@@ -177,27 +177,26 @@ class Audit:
         rules = [*self._settings["rules"], *self._settings["optional"]]
         return sorted(vocabulary.statistics(rules, self._settings["record"]))
 
-    def records(self, rows: Rows, numbers: np.ndarray, wall_time: np.ndarray) -> Records:
+    def records(self, rows: np.ndarray, numbers: np.ndarray, wall_time: np.ndarray) -> Records:
         """Rows of a drained ring, unpacked on the host.
 
         Args:
-            rows: the ring, as NumPy arrays.
+            rows: the ring, int32 [R, ..].
             numbers: int [n], which rows of the run, oldest first.
             wall_time: float64 [n], seconds since the epoch.
         """
-        schema, slots = self.schema, numbers % len(rows.step)
+        schema = self.schema
         r, s, y, e = len(schema.rules), len(schema.signals), len(schema.layers), schema.experts
         shapes = {
             "truth_layer": (r, y, 2), "signal_value": (s, y), "signal_pooled": (s,), "expert_share": (y, e),
         }  # fmt: skip
         ends = np.cumsum([np.prod(shape, dtype=int) for shape in shapes.values()])
-        parts = np.split(np.asarray(rows.values)[slots], ends[:-1], axis=1)
+        step, state, values = unpack(rows[numbers % len(rows)], r)
         arrays = {
-            name: part.reshape(len(slots), *shape)
-            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+            name: part.reshape(len(numbers), *shape)
+            for (name, shape), part in zip(shapes.items(), np.split(values, ends[:-1], axis=1), strict=True)
         }
-        arrays["step"] = np.asarray(rows.step)[slots].astype(np.int64)
-        arrays["state"] = np.asarray(rows.state)[slots]
+        arrays |= {"step": step, "state": state}
         arrays["wall_time"] = wall_time
         return Records(schema, **{name: arrays[name] for name in ARRAYS})
 

@@ -18,16 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from .records import Records
-from .state import AuditState, Rows
+from .state import AuditState
 
 log = logging.getLogger("moe_rules_callback")
 WAITING = 16  # snapshots that may wait for a slow sink before rows are given up
 
 
 @jax.jit
-def _copy(rows: Rows, row: jax.Array) -> tuple[Rows, jax.Array]:
+def _copy(rows: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A copy that outlives the donation of the state to the next step."""
-    return jax.tree.map(jnp.copy, (rows, row))
+    return jnp.copy(rows), jnp.copy(row)
 
 
 def _local(array: jax.Array) -> jax.Array:
@@ -45,11 +45,11 @@ class Delivery:
 
     def __init__(
         self,
-        unpack: Callable[[Rows, np.ndarray, np.ndarray], Records],
+        unpack: Callable[[np.ndarray, np.ndarray, np.ndarray], Records],
         receive: Callable[[Records], None],
     ) -> None:
         self._unpack, self._receive = unpack, receive
-        self._queue: queue.Queue[tuple[Rows, jax.Array, int, float] | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[tuple[jax.Array, jax.Array, int, float] | None] = queue.Queue(WAITING)
         self._seen: int | None = None  # rows that are done with
         self._calls = 0  # of the trainer, when the last snapshot was taken
         self._rows_per_call = 0
@@ -77,8 +77,8 @@ class Delivery:
             patience: seconds to wait for sinks when the queue is full; then the snapshot is left out.
         """
         with jax.debug_nans(False):  # NaN stands for what a row does not have
-            rows, row = _copy(*jax.tree.map(_local, (state.rows, state.row)))
-        for array in jax.tree.leaves((rows, row)):
+            rows, row = _copy(_local(state.rows), _local(state.row))
+        for array in (rows, row):
             array.copy_to_host_async()
         try:
             self._queue.put((rows, row, calls, time.time()), timeout=patience)
@@ -113,10 +113,10 @@ class Delivery:
                 self._queue.task_done()
         self._queue.task_done()
 
-    def _deliver(self, rows: Rows, row: jax.Array, calls: int, now: float) -> None:
+    def _deliver(self, rows: jax.Array, row: jax.Array, calls: int, now: float) -> None:
         host, total = jax.device_get((rows, row))
         total = int(total)
-        oldest = max(0, total - len(rows.step))
+        oldest = max(0, total - len(rows))
         if self._seen is None or total < self._seen:  # a new state, or a restored one: all that it holds
             if oldest:
                 log.warning(

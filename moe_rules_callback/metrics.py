@@ -63,9 +63,8 @@ class Routers:
     def total(self) -> jax.Array:
         """float32 [n, T], sum of a token's scores; NaN for a token with a negative, infinite or NaN
         entry, or without any positive one."""
-        total = self.scores.sum(-1)
-        sound = (self.scores.min(-1) >= 0) & (total > 0) & (total < jnp.inf)
-        return jnp.where(sound, total, jnp.nan)
+        total, finite = self.scores.sum(-1), self._peak < _bits(jnp.inf)
+        return jnp.where(finite & (total > 0) & (total < jnp.inf), total, jnp.nan)
 
     @cached_property
     def probs(self) -> jax.Array:
@@ -73,22 +72,27 @@ class Routers:
         return self.scores / self.total[..., None]
 
     @cached_property
-    def peak(self) -> jax.Array:
-        """float32 [n, T], each token's largest score."""
-        return self.scores.max(-1)
-
-    @cached_property
     def highest(self) -> jax.Array:
         """float32 [n, T], each token's largest probability."""
-        return self.peak / self.total
+        return jax.lax.bitcast_convert_type(self._peak, jnp.float32) / self.total
 
     @cached_property
     def best(self) -> jax.Array:
-        """uint32 [n, T], each token's most probable expert, the first of several; E where a score is NaN.
+        """uint32 [n, T], each token's most probable expert, the first of several; any where a score is not
+        sound.
 
         By two plain reductions: that of argmax, over pairs, costs several times as much.
         """
-        return self._largest(self.scores, self.peak)
+        return self._first(_bits(self.scores) == self._peak[..., None])
+
+    @cached_property
+    def _peak(self) -> jax.Array:
+        """uint32 [n, T], the bits of each token's largest score.
+
+        As unsigned integers, bits of floats from 0 on are in the order of the floats, those of infinity and
+        NaN come next and those of negative ones last: one maximum also tells whether all are sound.
+        """
+        return _bits(self.scores).max(-1)
 
     @cached_property
     def top1(self) -> jax.Array:
@@ -110,12 +114,12 @@ class Routers:
         chosen, left = self.top1, self.scores
         for _ in range(self.k - 1):
             left = jnp.where(chosen > 0, -1.0, left)
-            chosen = chosen + self._one(self._largest(left, left.max(-1)))
+            chosen = chosen + self._one(self._first(left == left.max(-1, keepdims=True)))
         return chosen
 
-    def _largest(self, x: jax.Array, peak: jax.Array) -> jax.Array:
-        """uint32 [n, T], the first expert where x is as large as the peak; E where there is none."""
-        return jnp.where(x == peak[..., None], self._numbers, jnp.uint32(self.experts)).min(-1)
+    def _first(self, true: jax.Array) -> jax.Array:
+        """uint32 [n, T], the first expert of which it is true; E where there is none."""
+        return jnp.where(true, self._numbers, jnp.uint32(self.experts)).min(-1)
 
     def _one(self, index: jax.Array) -> jax.Array:
         """float32 [n, T, E], 1 at each token's expert."""
@@ -165,6 +169,12 @@ class Routers:
         """Mean of [n, T, ...] over the tokens that are not masked: [n, ...]; NaN if none is left."""
         total = self.unmasked(per_token).sum(tuple(range(1, len(self.shape))))
         return total / jnp.expand_dims(self.tokens, tuple(range(1, total.ndim)))
+
+
+def _bits(x: Any) -> jax.Array:
+    """uint32 of the shape of x; those of 0 for both zeros."""
+    x = jnp.asarray(x, jnp.float32)
+    return jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)
 
 
 def collect(metrics: Mapping[str, Any], top_k: int | None, layer_axis: int | None) -> list[Routers]:

@@ -28,7 +28,7 @@ from .program import Program
 from .records import Schema, SignalInfo
 from .rings import put
 from .signals import TOKENS, RecordedSignal, RouterSignal, WindowSignal
-from .state import AuditState, Rows
+from .state import AuditState, pack
 from .statistics import NEED_LOGITS, Statistics, measure
 from .summaries import Summary
 from .trends import Lookbacks
@@ -154,6 +154,7 @@ class Plan:
             for (experts, _), names in self.layout.groups.items()
             if self._recent
         ]
+        empty = pack(jnp.int32(-1), jnp.full(rules, -1), jnp.full(width, jnp.nan, jnp.float32))
         return AuditState(
             step=jnp.int32(-1),
             row=jnp.int32(0),
@@ -161,11 +162,7 @@ class Plan:
             lookback=self._lookbacks.init(layers + 1),
             trends=self._judges.init(layers),
             program=self._program.init(layers),
-            rows=Rows(
-                step=jnp.full(self._ring, -1, jnp.int32),
-                state=jnp.full((self._ring, rules), -1, jnp.int8),
-                values=jnp.full((self._ring, width), jnp.nan, jnp.float32),
-            ),
+            rows=jnp.tile(empty, (self._ring, 1)),
         )
 
     def update(
@@ -191,13 +188,9 @@ class Plan:
             program, truth = self._program.update(state.program, atoms, bad, state.row, step)
         with jax.named_scope("moe_rules.row"):
             headline = jnp.where(self._risk[:, None], truth.max(1), truth.min(1))
-            packed = [truth.ravel(), layered.ravel(), values[:, -1], self._shares(groups).ravel()]
-            slot = state.row % self._ring
-            rows = Rows(
-                step=put(state.rows.step, step, slot),
-                state=put(state.rows.state, logic.classify(headline, self._threshold), slot),
-                values=put(state.rows.values, jnp.concatenate(packed), slot),
-            )
+            values = [truth.ravel(), layered.ravel(), values[:, -1], self._shares(groups).ravel()]
+            states = logic.classify(headline, self._threshold)
+            rows = put(state.rows, pack(step, states, jnp.concatenate(values)), state.row % self._ring)
         return AuditState(step, state.row + 1, tuple(recent), lookback, trends, program, rows)
 
     def _recall(self, state: AuditState, groups: list[Statistics]) -> list[jax.Array]:

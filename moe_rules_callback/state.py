@@ -6,22 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from .program import States
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Rows:
-    """A ring of R finished rows: row i stands at i % R.
-
-    `values` holds, one after the other, truth_layer [rules, layers, 2], signal_value [signals, layers],
-    signal_pooled [signals] and expert_share [layers, experts]: one array is one write a step.
-    """
-
-    step: jax.Array  # int32 [R]
-    state: jax.Array  # int8 [R, rules]
-    values: jax.Array  # float32 [R, all of the above]
 
 
 @jax.tree_util.register_dataclass
@@ -36,7 +24,8 @@ class AuditState:
         lookback: windows of the signals that others are computed from.
         trends: windows of the signals that predicates look back on.
         program: what the past operators of the rules remember.
-        rows: finished rows, until they are drained.
+        rows: int32 [R, ..], a ring of finished rows until they are drained; row i, as made by `pack`, stands
+            at i % R. One array is one write a step, and one transfer.
     """
 
     step: jax.Array
@@ -45,7 +34,19 @@ class AuditState:
     lookback: tuple[jax.Array, ...]
     trends: tuple[jax.Array, ...]
     program: States
-    rows: Rows
+    rows: jax.Array
+
+
+def pack(step: jax.Array, state: jax.Array, values: jax.Array) -> jax.Array:
+    """A row, int32 [1 + rules + n]: the step, the states of the rules, and n float32 values as their bits."""
+    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+    return jnp.concatenate([step[None], state.astype(jnp.int32), bits])
+
+
+def unpack(rows: np.ndarray, rules: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of packed rows on the host: steps int64 [n], states int8 [n, rules] and values float32 [n, ..]."""
+    values = np.ascontiguousarray(rows[:, 1 + rules :]).view(np.float32)
+    return rows[:, 0].astype(np.int64), rows[:, 1 : 1 + rules].astype(np.int8), values
 
 
 def find_state(tree: Any) -> AuditState | None:
@@ -58,5 +59,5 @@ def find_state(tree: Any) -> AuditState | None:
     if found is None:
         return None
     # nnx.Optimizer wraps each array of its state in a variable, which is a node of one leaf.
-    own = jax.tree.structure(found, is_leaf=lambda node: not isinstance(node, AuditState | Rows | tuple))
+    own = jax.tree.structure(found, is_leaf=lambda node: not isinstance(node, AuditState | tuple))
     return jax.tree.unflatten(own, jax.tree.leaves(found))

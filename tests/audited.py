@@ -21,9 +21,9 @@ def drive(audit: Audit, steps: Sequence[Mapping[str, Any]]) -> AuditState:
 
 def unpack(audit: Audit, state: AuditState) -> Records:
     """All rows that a state holds."""
-    rows = jax.tree.map(np.asarray, state.rows)
+    rows = np.asarray(state.rows)
     count = int(state.row)
-    assert count <= len(rows.step)
+    assert count <= len(rows)
     return audit.records(rows, np.arange(count), np.zeros(count))
 
 

@@ -13,7 +13,6 @@ import pytest
 
 from moe_rules_callback import delivery
 from moe_rules_callback.delivery import Delivery
-from moe_rules_callback.state import Rows
 
 RING, SOON = 8, 60.0  # rows; seconds that only a failing test waits
 
@@ -23,8 +22,7 @@ def state(total: int) -> Any:
     step = np.full(RING, -1, np.int32)
     for row in range(max(0, total - RING), total):
         step[row % RING] = 10 * row
-    rows = Rows(jnp.array(step), jnp.zeros((RING, 0), jnp.int8), jnp.zeros((RING, 0)))
-    return SimpleNamespace(rows=rows, row=jnp.int32(total))
+    return SimpleNamespace(rows=jnp.array(step)[:, None], row=jnp.int32(total))
 
 
 class Receiver:
@@ -37,8 +35,8 @@ class Receiver:
         self.called, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
 
-    def unpack(self, rows: Rows, numbers: np.ndarray, times: np.ndarray) -> Any:
-        return numbers, np.asarray(rows.step)[numbers % RING], times
+    def unpack(self, rows: np.ndarray, numbers: np.ndarray, times: np.ndarray) -> Any:
+        return numbers, rows[numbers % RING, 0], times
 
     def receive(self, records: Any) -> None:
         self.called.set()
@@ -88,7 +86,7 @@ def test_every_row_once_and_in_order(totals, receiver, deliver, caplog):
 def test_a_snapshot_outlives_the_state_it_was_taken_from(receiver, deliver):
     given = state(3)
     deliver.send(given, 1)
-    for array in (given.row, given.rows.step, given.rows.state, given.rows.values):
+    for array in (given.row, given.rows):
         array.delete()  # as a donation does
     assert deliver.wait(SOON)
     assert receiver.steps == [0, 10, 20]

@@ -74,7 +74,7 @@ def history(place, scalar):
         return audit.history.drop_vars("wall_time")
 
 def on_one_device(rows, row, copy=delivery._copy):  # where the others belong to other processes
-    assert len(row.devices()) == len(rows.values.devices()) == 1
+    assert len(row.devices()) == len(rows.devices()) == 1
     return copy(rows, row)
 
 delivery._copy = on_one_device

@@ -49,7 +49,9 @@ class Moment:
 
         def update(state: AuditState, metrics: Any, step: Any) -> tuple[AuditState, jax.Array]:
             state = audit.update(state, metrics, step)
-            return state, state.rows.values[0, : np.prod(shape)].reshape(shape)
+            first = 1 + len(rules.rules)
+            bits = state.rows[0, first : first + np.prod(shape)]
+            return state, jax.lax.bitcast_convert_type(bits, jnp.float32).reshape(shape)
 
         @jax.jit
         def follow(state: AuditState, rows: tuple[Any, jax.Array]) -> tuple[AuditState, jax.Array]:
