@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from moe_rules_callback.paths import AnyPath
 
 
 def tally(expert_index: jax.Array, domain: jax.Array, domains: int, experts: int) -> jax.Array:
@@ -66,7 +67,7 @@ def of_routing(tables: jax.Array) -> dict[str, float]:
     return {**means, "experts_used": float(used.min()), "least_expert_share": float(share.min())}
 
 
-def write_affinity(path: Path, tables: jax.Array, domains: Sequence[str]) -> None:
+def write_affinity(path: AnyPath, tables: jax.Array, domains: Sequence[str]) -> None:
     """Writes as CSV which share of a domain's assignments each expert gets, a row a layer and domain.
 
     tables [layers, k, D, E]; nan for a domain without tokens.

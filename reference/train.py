@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,6 +30,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from moe_rules_callback import MoeRulesError, RuleAuditCallback
+from moe_rules_callback.paths import AnyPath
 from moe_rules_callback.plots import plot_audit
 
 from . import figures, report
@@ -58,7 +58,7 @@ class Result:
     losses: np.ndarray
     validation: dict[int, float]
     figures: dict[str, float]
-    history: Path | None
+    history: AnyPath | None
 
 
 def train(config: Config, say: Callable[[str], object] = print) -> Result:
