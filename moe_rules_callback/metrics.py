@@ -63,8 +63,9 @@ class Routers:
     def total(self) -> jax.Array:
         """float32 [n, T], sum of a token's scores; NaN for a token with a negative, infinite or NaN
         entry, or without any positive one."""
-        total, finite = self.scores.sum(-1), self._peak < _bits(jnp.inf)
-        return jnp.where(finite & (total > 0) & (total < jnp.inf), total, jnp.nan)
+        total = self.scores.sum(-1)
+        sound = (self.scores.min(-1) >= 0) & (total > 0) & (total < jnp.inf)
+        return jnp.where(sound, total, jnp.nan)
 
     @cached_property
     def probs(self) -> jax.Array:
@@ -74,25 +75,20 @@ class Routers:
     @cached_property
     def highest(self) -> jax.Array:
         """float32 [n, T], each token's largest probability."""
-        return jax.lax.bitcast_convert_type(self._peak, jnp.float32) / self.total
+        return self._peak / self.total
 
     @cached_property
     def best(self) -> jax.Array:
-        """uint32 [n, T], each token's most probable expert, the first of several; any where a score is not
-        sound.
+        """uint32 [n, T], each token's most probable expert, the first of several; E where a score is NaN.
 
         By two plain reductions: that of argmax, over pairs, costs several times as much.
         """
-        return self._first(_bits(self.scores) == self._peak[..., None])
+        return self._first(self.scores == self._peak[..., None])
 
     @cached_property
     def _peak(self) -> jax.Array:
-        """uint32 [n, T], the bits of each token's largest score.
-
-        As unsigned integers, bits of floats from 0 on are in the order of the floats, those of infinity and
-        NaN come next and those of negative ones last: one maximum also tells whether all are sound.
-        """
-        return _bits(self.scores).max(-1)
+        """float32 [n, T], each token's largest score."""
+        return self.scores.max(-1)
 
     @cached_property
     def top1(self) -> jax.Array:
@@ -104,7 +100,7 @@ class Routers:
     def selected(self) -> jax.Array:
         """float32 [n, T, E], how often an expert is used: from `index`, else 1 for the k most probable.
 
-        The most probable are found by repeated argmax: `lax.top_k` gathers sharded tokens on CPU.
+        The most probable are found one after the other: `lax.top_k` gathers sharded tokens on CPU.
         An index outside 0..E-1 makes its token NaN.
         """
         if self.index is not None:
@@ -169,12 +165,6 @@ class Routers:
         """Mean of [n, T, ...] over the tokens that are not masked: [n, ...]; NaN if none is left."""
         total = self.unmasked(per_token).sum(tuple(range(1, len(self.shape))))
         return total / jnp.expand_dims(self.tokens, tuple(range(1, total.ndim)))
-
-
-def _bits(x: Any) -> jax.Array:
-    """uint32 of the shape of x; those of 0 for both zeros."""
-    x = jnp.asarray(x, jnp.float32)
-    return jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)
 
 
 def collect(metrics: Mapping[str, Any], top_k: int | None, layer_axis: int | None) -> list[Routers]:

@@ -188,9 +188,9 @@ class Plan:
             program, truth = self._program.update(state.program, atoms, bad, state.row, step)
         with jax.named_scope("moe_rules.row"):
             headline = jnp.where(self._risk[:, None], truth.max(1), truth.min(1))
-            values = [truth.ravel(), layered.ravel(), values[:, -1], self._shares(groups).ravel()]
             states = logic.classify(headline, self._threshold)
-            rows = put(state.rows, pack(step, states, jnp.concatenate(values)), state.row % self._ring)
+            told = [truth.ravel(), layered.ravel(), values[:, -1], self._shares(groups).ravel()]
+            rows = put(state.rows, pack(step, states, jnp.concatenate(told)), state.row % self._ring)
         return AuditState(step, state.row + 1, tuple(recent), lookback, trends, program, rows)
 
     def _recall(self, state: AuditState, groups: list[Statistics]) -> list[jax.Array]:

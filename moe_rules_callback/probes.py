@@ -273,7 +273,7 @@ def _shapes(routers: list[Routers]) -> dict[str, tuple[int, ...]]:
 def _choose(scores: jax.Array, k: int) -> jax.Array:
     """int32 [.., k], the k largest of [.., E], the first of equals first; -1 for a token with NaN or inf.
 
-    By repeated argmax, as in `Routers.selected`, but of the scores themselves: a softmax makes new ties.
+    One after the other, as in `Routers.selected`, but of the scores themselves: a softmax makes new ties.
     """
     left = jnp.maximum(scores, jnp.finfo(jnp.float32).min)  # a masked expert comes before one that is taken
     chosen: list[jax.Array] = []
