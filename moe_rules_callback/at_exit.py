@@ -1,12 +1,19 @@
-"""Closing what nobody closed when Python ends."""
+"""Closing what nobody closed: when Python ends, and when the process is asked to (SIGTERM)."""
 
 from __future__ import annotations
 
 import atexit
 import concurrent.futures.thread  # noqa: F401  registers its shutdown before ours, see below
+import re
+import signal
 import threading
 import weakref
+from pathlib import Path
+from types import FrameType
 from typing import Any
+
+GRACE = 20.0  # seconds; who sends SIGTERM sends SIGKILL later, Kubernetes and Slurm after 30
+_terminating = False
 
 
 def close_at_exit(thing: Any) -> None:
@@ -19,6 +26,7 @@ def close_at_exit(thing: Any) -> None:
     register = atexit.register
     if threading.current_thread() is threading.main_thread():  # other threads may still be training by then
         register = getattr(threading, "_register_atexit", register)
+        end_on_sigterm()
     reference = weakref.ref(thing)
 
     def close() -> None:
@@ -26,3 +34,33 @@ def close_at_exit(thing: Any) -> None:
             alive.close()
 
     register(close)
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end Python as `sys.exit` does, so that what is open is closed; from the main thread.
+
+    Nothing changes where somebody handles it: in Python, or below it as `jax.distributed` does.
+    """
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and not _caught(signal.SIGTERM):
+        signal.signal(signal.SIGTERM, _end)
+
+
+def patience(seconds: float) -> float:
+    """How long to wait, which is not long when the process is about to be killed."""
+    return min(seconds, GRACE) if _terminating else seconds
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    global _terminating
+    _terminating = True
+    raise SystemExit(128 + number)  # what a shell reports of a process that the signal has killed
+
+
+def _caught(number: int) -> bool:
+    """Whether the process has a handler, of which Python need not know. Only Linux tells."""
+    try:
+        told = Path("/proc/self/status").read_text()
+    except OSError:
+        return False
+    mask = re.search(r"^SigCgt:\s*([0-9a-f]+)$", told, re.MULTILINE)
+    return mask is not None and bool(int(mask[1], 16) >> (number - 1) & 1)

@@ -25,14 +25,15 @@ import jax.numpy as jnp
 from .actions import agreement
 from .actions.action import Action, bound
 from .alerts import Watch
-from .at_exit import close_at_exit
+from .at_exit import close_at_exit, patience
 from .audit import Audit
 from .beside import Beside, Step
 from .delivery import Delivery
 from .errors import HistoryError, MetricsError
+from .events import Events
 from .hookspecs import hookimpl
 from .paths import AnyPath, as_path
-from .plugins import Safely, get_plugin_manager
+from .plugins import get_plugin_manager
 from .records import Records, Run
 from .rulebook import Source
 from .sinks import make_sink
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("moe_rules_callback")
 FLUSH_SECONDS = 10.0  # a slow run is shown at least so often
-PATIENCE = 60.0  # seconds that flush and close wait for the sinks
+HURRY = 2.0  # seconds that close still waits when the user interrupts it
+PATIENCE = 60.0  # seconds that flush and close wait for the device and the sinks
 LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -108,10 +110,11 @@ class RuleAuditCallback:
             rules, top_k=top_k, layer_axis=layer_axis, signals=signals, max_experts=max_experts,
             rows=2 * flush_every, every_n=every_n, plugin_manager=self._manager,
         )  # fmt: skip
-        self._safely = Safely(self._manager)
+        self._events = Events(self._manager)
         self._flush_every, self._resume, self._config = flush_every, resume, dict(config or {})
         self._beside: Beside | None = None
         self._watched: Watched | None = None
+        self._restored: Any = None  # a state that waits for the first step
         self._latest: Any = None  # the newest AuditState, or a tree that holds it
         self._delivery: Delivery | None = None
         self._run: Run | None = None
@@ -141,7 +144,7 @@ class RuleAuditCallback:
             self._take([(metrics, step)])
         else:
             self._watched.hook(metrics, step)
-        self._safely("on_step", metrics=metrics, step=step)
+        self._events.step(metrics=metrics, step=step)
         self._requests.step()
 
     @hookimpl(specname="on_step")
@@ -241,6 +244,37 @@ class RuleAuditCallback:
         self._tick(self._flush_every // rate if rate else 1)
         self._requests.step()
 
+    # Checkpoints.
+
+    @property
+    def state(self) -> AuditState | None:
+        """What the audit remembers beside the step or watched, for the trainer's checkpoint: a copy of a few
+        kilobytes, which no later step donates. None before the first step, and where the state is carried
+        inside the step: there it is saved with what carries it.
+
+        Waits for the forwards of a watched function; of several processes, process 0 alone has its rows.
+        """
+        if self._watched is not None:
+            self._settle(time.monotonic() + PATIENCE)
+        return None if self._beside is None else self._beside.copy()
+
+    def restore(self, state: Any) -> None:
+        """Go on from a state that was saved, in a new process (with `resume=True`) or in the middle of a run:
+        the next step is the one after it, and rows from there on replace those that the history holds.
+
+        Args:
+            state: what `state` gave, or the nested mapping that Orbax makes of it where it is told no target.
+
+        Raises:
+            HistoryError: it is no state of this audit; before the first step that is found at the first step.
+        """
+        self._check_open()
+        if self._beside is None:
+            self._restored = state
+        else:
+            self._settle(time.monotonic() + PATIENCE)
+            self._beside.restore(state)
+
     # Actions.
 
     @property
@@ -264,18 +298,21 @@ class RuleAuditCallback:
 
     @property
     def history(self) -> xr.Dataset:
-        """All rows so far. Waits until they are written; in `on_records` and `on_alert`, those that are.
+        """All rows so far. Waits until they are written; a plugin finds in it what it has been told of.
 
         Raises:
             HistoryError: no step has been taken, or this process is not the one that writes.
         """
-        if self._watched is not None and not (self._closed or self._on_delivery_thread):
+        own = self._on_own_thread
+        if self._watched is not None and not (self._closed or own):
             self.flush()
         if self._run is None:
             raise HistoryError("there is no history yet: no step has been taken.")
         if jax.process_index():
             raise HistoryError("only process 0 writes the history; read it there, or open its logdir.")
-        if not (self._closed or self._on_delivery_thread):
+        if own:
+            self._events.wait_for(self._store, time.monotonic() + PATIENCE)
+        elif not self._closed:
             self.flush()
         if isinstance(self._store, MemorySink):
             return self._store.dataset(self._run)
@@ -288,38 +325,49 @@ class RuleAuditCallback:
     @property
     def path(self) -> AnyPath | None:
         """The zarr store of the history, a Path or for a URL a UPath; None while there is none."""
-        return None if isinstance(self._store, MemorySink) else self._store.path
+        if isinstance(self._store, MemorySink):
+            return None
+        if self._store.path is None and not self._closed:
+            self._events.wait_for(self._store, time.monotonic() + PATIENCE)
+        return self._store.path
 
     def flush(self) -> None:
-        """Bring all rows to the sinks now and wait for them.
+        """Bring all rows to the sinks now and wait for them, up to a minute; the log says what is missing.
 
         Raises:
-            HistoryError: called by a plugin in `on_records` or `on_alert`, for which it would wait.
+            HistoryError: called by a plugin on its own thread, for which it would wait.
         """
         self._check_thread()
-        self._settle()
+        deadline = time.monotonic() + PATIENCE
+        self._settle(deadline)
         if self._watched is not None:
             self._watched.check()
-        if self._delivery is not None and not self._delivery.wait(PATIENCE):
-            log.warning("the sinks did not take all rows within %.0f s", PATIENCE)
+        if self._delivery is not None:
+            self._deliver(self._delivery.wait(deadline))
+            self._events.wait(deadline)
 
     def close(self) -> None:
-        """Write what is left and close the sinks. Does nothing the second time.
+        """Write what is left and close the sinks, within a minute, or 20 seconds after SIGTERM. The log says
+        what could not be written. Does nothing the second time.
 
         Raises:
-            HistoryError: called by a plugin in `on_records` or `on_alert`, for which it would wait.
+            HistoryError: called by a plugin on its own thread, for which it would wait.
         """
         self._check_thread()
         if self._closed:
             return
         self._closed = True
+        deadline = time.monotonic() + patience(PATIENCE)
         try:
-            self._settle(ending=True)
-            if self._delivery is not None and not self._delivery.close(PATIENCE):
-                log.warning("closing, although the sinks did not take all rows within %.0f s", PATIENCE)
-        finally:  # also when the user interrupts the waiting
-            if self._delivery is not None and self._writes:
-                self._safely("on_train_end", run=self._run)
+            self._settle(deadline, ending=True)
+            if self._delivery is not None:
+                self._deliver(self._delivery.close(deadline))
+        except BaseException:  # the user interrupts the waiting
+            deadline = min(deadline, time.monotonic() + HURRY)
+            raise
+        finally:
+            if self._run is not None and self._writes:
+                self._events.close(self._run, deadline)
         self._latest = None
 
     def __enter__(self) -> RuleAuditCallback:
@@ -345,34 +393,41 @@ class RuleAuditCallback:
             raise HistoryError("this callback is closed: make a new one for another run.")
 
     @property
-    def _on_delivery_thread(self) -> bool:
-        return self._delivery is not None and self._delivery.is_current
+    def _on_own_thread(self) -> bool:
+        return self._events.on_own_thread
 
     def _check_thread(self) -> None:
-        if self._on_delivery_thread:
+        if self._on_own_thread:
             raise HistoryError(
                 "flush and close wait until on_records and on_alert have returned, so a plugin cannot call "
                 "them there. To stop training, set a flag that the loop looks at."
             )
+
+    def _deliver(self, done: bool) -> None:
+        if not done:
+            log.warning("the device has not computed all rows within %.0f s: the last are missing", PATIENCE)
 
     def _take(self, rows: Sequence[Step]) -> None:
         """Dispatch the audit of a step, or of a block of steps at once."""
         # NaN stands for what a step does not have, and numbers of the host are meant to be transferred.
         with jax.debug_nans(False), jax.transfer_guard_host_to_device("allow"):
             if self._beside is None:
-                self._beside = Beside(self.audit, rows[0][0], self._step_before())
+                beside = Beside(self.audit, rows[0][0], self._step_before())
+                if self._restored is not None:
+                    beside.restore(self._restored)
+                self._beside = beside
                 self._begin()
             if not (due := self._beside.due(rows)):
                 return
             self._latest = self._beside.step(*due[0]) if len(due) == 1 else self._beside.block(due)
         self._tick(self._flush_every, len(due))
 
-    def _settle(self, ending: bool = False) -> None:
+    def _settle(self, deadline: float, ending: bool = False) -> None:
         """Send what has not been sent, from the thread that makes the rows."""
         if self._watched is None:
             if self._delivery is not None:
                 self._send_rest()
-        elif not self._watched.settle(self._send_rest, PATIENCE, ending):
+        elif not self._watched.settle(self._send_rest, deadline, ending):
             log.warning("the watched function's rows were not made within %.0f s", PATIENCE)
 
     def _begin(self) -> None:
@@ -382,17 +437,17 @@ class RuleAuditCallback:
             action.start(run)
         self._run = run
         if self._writes:
-            self._safely("on_train_start", run=self._run)
-        watch = Watch(self.audit.schema)
+            self._events.start(run)
+        watch, tell = Watch(self.audit.schema), self._events.tell
 
         def receive(records: Records) -> None:
-            self._safely("on_records", records=records)
+            tell("on_records", records=records)
             for alert in watch(records):
                 level = LEVELS[alert.rule.severity]
                 log.log(level if alert.ended is None else min(level, logging.WARNING), "%s", alert)
-                self._safely("on_alert" if alert.ended is None else "on_alert_end", alert=alert)
+                tell("on_alert" if alert.ended is None else "on_alert_end", alert=alert)
 
-        self._delivery = Delivery(self.audit.records, receive)
+        self._delivery = Delivery(self.audit.records, receive, lambda step: tell("on_rewind", step=step))
 
     def _tick(self, every: int, calls: int = 1) -> None:
         """Count calls; send a snapshot after `every` of them, or when the last is long ago."""

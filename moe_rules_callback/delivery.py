@@ -1,7 +1,10 @@
 """From the ring on the device to the plugins on the host, off the training thread.
 
 The training thread only copies the ring on the device, starts the copy to the host and puts it in a
-queue. This thread waits for it, unpacks the rows it has not seen, and calls the plugins.
+queue. This thread waits for it, unpacks the rows it has not seen, and hands them on.
+
+When the trainer restores an older state, rows come again. They are known by the ring, which holds other rows
+then, or fewer, than those that were read before.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from .records import Records
 from .state import AuditState
 
 log = logging.getLogger("moe_rules_callback")
-WAITING = 16  # snapshots that may wait for a slow sink before rows are given up
+WAITING = 16  # snapshots that may wait, for a device that is behind, before rows are given up
 
 
 @jax.jit
@@ -40,17 +43,20 @@ class Delivery:
 
     Args:
         unpack: (ring, row numbers, wall times) -> Records.
-        receive: called with each batch, on the delivery's own thread.
+        receive: called with each batch, on the delivery's own thread, which it must not hold up.
+        rewind: called there with a step, before rows that replace those from this step on.
     """
 
     def __init__(
         self,
         unpack: Callable[[np.ndarray, np.ndarray, np.ndarray], Records],
         receive: Callable[[Records], None],
+        rewind: Callable[[int], None],
     ) -> None:
-        self._unpack, self._receive = unpack, receive
+        self._unpack, self._receive, self._rewind = unpack, receive, rewind
         self._queue: queue.Queue[tuple[jax.Array, jax.Array, int, float] | None] = queue.Queue(WAITING)
         self._seen: int | None = None  # rows that are done with
+        self._ring = np.zeros((0, 0), np.int32)  # as it was then
         self._calls = 0  # of the trainer, when the last snapshot was taken
         self._rows_per_call = 0
         self._time = time.time()
@@ -63,18 +69,13 @@ class Delivery:
         """Rows that a call of the trainer brings at most; 0 until two snapshots have been read."""
         return self._rows_per_call
 
-    @property
-    def is_current(self) -> bool:
-        """Whether this is asked on the delivery's own thread, by a plugin."""
-        return threading.current_thread() is self._thread
-
     def send(self, state: AuditState, calls: int, patience: float = 0.0) -> None:
         """Take a snapshot of the ring; does not wait for the device.
 
         Args:
             state: what holds the ring.
             calls: how often the trainer has called so far.
-            patience: seconds to wait for sinks when the queue is full; then the snapshot is left out.
+            patience: seconds to wait when the queue is full; then the snapshot is left out.
         """
         with jax.debug_nans(False):  # NaN stands for what a row does not have
             rows, row = _copy(_local(state.rows), _local(state.row))
@@ -83,24 +84,27 @@ class Delivery:
         try:
             self._queue.put((rows, row, calls, time.time()), timeout=patience)
         except queue.Full:  # the next snapshot may still hold these rows; _deliver reports those it does not
-            log.debug("sinks are slow: %d snapshots are waiting", WAITING)
+            log.debug("the device is behind: %d snapshots are waiting", WAITING)
 
-    def wait(self, seconds: float) -> bool:
-        """Wait until all that was sent is delivered; False when that took too long."""
-        deadline = time.monotonic() + seconds
+    def wait(self, deadline: float) -> bool:
+        """Wait until all that was sent is delivered; False when it is not at the deadline.
+
+        Args:
+            deadline: of `time.monotonic`.
+        """
         while self._queue.unfinished_tasks and self._thread.is_alive():
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.002)
         return True
 
-    def close(self, seconds: float) -> bool:
-        """Deliver what was sent and end the thread; False when that took too long."""
-        done = self.wait(seconds)
-        with contextlib.suppress(queue.Full):  # full only if a sink hangs; then the daemon is left to itself
+    def close(self, deadline: float) -> bool:
+        """Deliver what was sent and end the thread; False when it is not done at the deadline."""
+        done = self.wait(deadline)
+        with contextlib.suppress(queue.Full):  # full only if the device hangs; then the daemon is left alone
             self._queue.put_nowait(None)
         if done:
-            self._thread.join(seconds)
+            self._thread.join(max(0.0, deadline - time.monotonic()))
         return done
 
     def _run(self) -> None:
@@ -117,7 +121,7 @@ class Delivery:
         host, total = jax.device_get((rows, row))
         total = int(total)
         oldest = max(0, total - len(rows))
-        if self._seen is None or total < self._seen:  # a new state, or a restored one: all that it holds
+        if self._seen is None:  # a new state, or a restored one: all that it holds
             if oldest:
                 log.warning(
                     "the state comes with %d rows and holds the last %d: the others were overwritten before "
@@ -125,6 +129,8 @@ class Delivery:
                     total, total - oldest,
                 )  # fmt: skip
             self._seen = oldest
+        elif (branch := self._branch(host, total)) is not None:
+            self._seen = branch
         elif calls > self._calls:
             rate = -(-(total - self._seen) // (calls - self._calls))
             self._rows_per_call = max(self._rows_per_call, rate, 1)
@@ -137,6 +143,26 @@ class Delivery:
             )
         numbers = np.arange(first, total)
         times = np.linspace(self._time, now, total - self._seen + 1)[1 + first - self._seen :]
-        self._seen, self._calls, self._time = total, calls, now
+        self._seen, self._calls, self._time, self._ring = total, calls, now, host
         if len(numbers):
             self._receive(self._unpack(host, numbers, times))
+
+    def _branch(self, ring: np.ndarray, total: int) -> int | None:
+        """The first row that is not the one that was read before, if an older state was restored since.
+
+        Rows that agree bit by bit are the same, whether they were computed once or twice.
+        """
+        assert self._seen is not None
+        held, oldest = len(ring), max(0, total - len(ring))
+        common = np.arange(max(oldest, self._seen - held), min(self._seen, total))
+        differ = (ring != self._ring).any(axis=1)[common % held]
+        if total >= self._seen and not differ.any():
+            return None
+        if not len(common) or differ[0]:
+            branch = oldest  # or before it
+        else:
+            branch = int(common[differ.argmax()]) if differ.any() else total
+        rewound = min(branch, total - 1)  # the first number of a row is its step
+        step = ring[rewound % held, 0] + (branch - rewound) if total else 0
+        self._rewind(int(step))
+        return branch

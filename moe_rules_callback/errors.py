@@ -10,7 +10,8 @@
     ├── HistoryError (RuntimeError)      a history cannot be written or read
     ├── LogError (ValueError)            a training log cannot be read, or not be understood
     ├── FitError (ValueError)            labels are too few, or say nothing about the runs
-    └── TracingError (ValueError)        a function cannot be traced, queried or changed as asked
+    ├── TracingError (ValueError)        a function cannot be traced, queried or changed as asked
+    └── TryAgain (OSError)               raised by a plugin: the same call may succeed later
 
 Each message says what is wrong, the usual cause, and what to do.
 """
@@ -73,6 +74,15 @@ class FitError(MoeRulesError, ValueError):
 
 class TracingError(MoeRulesError, ValueError):
     """A function cannot be traced, queried, tapped or changed as it was asked."""
+
+
+class TryAgain(MoeRulesError, OSError):
+    """Raised by a plugin in a hook: nothing is lost, and the same call may succeed later.
+
+    A disk that is full, a network that is away. The plugin is called again with the same arguments, and with
+    what comes after them only when it has taken them. What it did before it raised must do no harm when it
+    is done again.
+    """
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -86,6 +86,7 @@ def open_history(path: str | AnyPath) -> xr.Dataset:
         store = found[-1]
     trimmed: Any = Trimmed(zarr_store(store, read_only=True), written_rows(store))
     dataset = xr.open_dataset(trimmed, engine="zarr", chunks=None, consolidated=False)
+    dataset.attrs.pop("writer", None)  # of the process, nothing about the run
     # Text comes as StringDType, from an older xarray as objects; netCDF and the rows in memory know neither.
     text = [name for name in dataset.coords if dataset[name].dtype.kind in "OT"]
     return dataset.assign_coords({name: np.array(dataset[name].values.tolist(), np.str_) for name in text})

@@ -13,12 +13,15 @@ A plugin is any object or module whose methods carry `hookimpl`:
 
 or a distribution with an entry point in the group `moe_rules_callback`. A method may take any subset
 of a hook's arguments, without defaults: pluggy passes nothing to an argument that has one. A plugin
-that raises in an event is reported once, with its name, and switched off; training goes on. One that
-raises in a contribution is an error before training begins.
+that raises in an event is reported once, with its name, and switched off; one that raises `TryAgain` is given
+the same again until it has taken it. One that raises in a contribution is an error before training begins.
+Training goes on.
 
-Hooks run on the host. `on_records`, `on_alert` and `on_alert_end` run on the audit's own thread, where a
-plugin may read `callback.history` but not call `flush` or `close`, which wait for that thread. The others
-run on the thread that calls the callback.
+Hooks run on the host. `on_step` runs on the thread that calls the callback. The other events run on a thread
+of the plugin's own, one after the other in the order of the run, so that nobody waits for a plugin that is
+slow; 64 MiB of rows are kept for it, then newer ones are dropped. There a plugin may read `callback.history`
+but not call `flush` or `close`, which wait for that thread. (`on_train_start` of a plugin that has `on_step`,
+too, runs on the callback's thread.)
 """
 
 from __future__ import annotations
@@ -74,9 +77,19 @@ def on_train_end(run: Run) -> None:
 
 @hookspec
 def on_records(records: Records) -> None:
-    """A batch of finished rows, in the order of their steps.
+    """A batch of finished rows, in the order in which they were made.
 
     :param records: the rows as NumPy arrays; shared between plugins, so do not write into them.
+    """
+
+
+@hookspec
+def on_rewind(step: int) -> None:
+    """Training went on from an older state: rows from `step` on, as far as there are any, are void.
+
+    Rows that replace them follow.
+
+    :param step: of the first row that is void.
     """
 
 

@@ -10,13 +10,14 @@ else. Credentials and such come from where its file system looks for them, or wi
 
 from __future__ import annotations
 
+import contextlib
 import re
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from .errors import HistoryError
+from .errors import HistoryError, MoeRulesError, TryAgain
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -50,6 +51,22 @@ def as_path(where: str | AnyPath) -> AnyPath:
             "https://."
         ) from error
     return Path(path.path) if path.protocol in ("file", "local") else path
+
+
+@contextlib.contextmanager
+def retried(path: AnyPath) -> Iterator[None]:
+    """What is done in here may succeed later if the file system of `path` fails now.
+
+    Raises:
+        TryAgain: in the place of its errors. Those of a remote one may be of any kind.
+    """
+    errors = OSError if isinstance(path, Path) else Exception
+    try:
+        yield
+    except MoeRulesError:
+        raise
+    except errors as error:
+        raise TryAgain(f"{type(error).__name__}: {error}") from error
 
 
 def claim(path: AnyPath) -> None:

@@ -15,7 +15,7 @@ import importlib
 import itertools
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -135,32 +135,6 @@ def _loaded(entry: EntryPoint) -> Any:
     except Exception:
         log.exception("plugin '%s' (%s) cannot be imported and is left out", entry.name, entry.value)
         return None
-
-
-class Safely:
-    """Calls a hook plugin by plugin; one that raises is reported once, with its name, and left out."""
-
-    def __init__(self, manager: pluggy.PluginManager) -> None:
-        self._manager = manager
-        self._off: set[str] = set()
-
-    def __call__(self, hook: str, **arguments: Any) -> None:
-        """Call `hook` of every plugin that is still on."""
-        for implementation in self._implementations(hook):
-            given = [arguments[name] for name in implementation.argnames]
-            try:
-                implementation.function(*given)
-            except (Exception, SystemExit):  # a plugin that calls sys.exit must not end the audit's thread
-                self._off.add(implementation.plugin_name)
-                log.exception(
-                    "plugin '%s' raised in %s and is switched off; training goes on",
-                    implementation.plugin_name, hook,
-                )  # fmt: skip
-
-    def _implementations(self, hook: str) -> Iterator[pluggy.HookImpl]:
-        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
-            if implementation.plugin_name not in self._off:
-                yield implementation
 
 
 def _free_name(manager: pluggy.PluginManager, plugin: object) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .errors import HistoryError
 from .program import States
 
 
@@ -61,3 +63,33 @@ def find_state(tree: Any) -> AuditState | None:
     # nnx.Optimizer wraps each array of its state in a variable, which is a node of one leaf.
     own = jax.tree.structure(found, is_leaf=lambda node: not isinstance(node, AuditState | tuple))
     return jax.tree.unflatten(own, jax.tree.leaves(found))
+
+
+def restored(given: Any, like: AuditState) -> AuditState:
+    """A state that was saved, as NumPy arrays.
+
+    Args:
+        given: an `AuditState`, or the mapping with its fields that Orbax gives where it is told no target.
+        like: a state of this audit.
+
+    Raises:
+        HistoryError: it is not a state of this audit.
+    """
+    parts = (
+        given
+        if isinstance(given, Mapping)
+        else {name.name: getattr(given, name.name, None) for name in fields(like)}
+    )
+    found = {}
+    for each in fields(like):
+        leaves, tree = jax.tree.flatten(getattr(like, each.name))
+        saved = [np.asarray(leaf) for leaf in jax.tree.leaves(parts.get(each.name))]
+        shapes, expected = ([(leaf.shape, leaf.dtype) for leaf in some] for some in (saved, leaves))
+        if shapes != expected:
+            raise HistoryError(
+                f"the state to restore is not one of this audit: its `{each.name}` differs. Usual cause: it "
+                "was saved with other rules, signals, layers, top_k or flush_every. Make the callback as it "
+                "was then; or restore nothing, and windows begin anew."
+            )
+        found[each.name] = jax.tree.unflatten(tree, saved)
+    return AuditState(**found)

@@ -22,8 +22,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
-from .beside import Step, step_number
+from .beside import TRACED, Step
+from .checks import check_alive, named, step_number
 from .errors import MetricsError
 from .metrics import scalars
 from .tracing.watch import Reduced, metric_of
@@ -73,24 +75,15 @@ class Watched:
 
         Raises:
             MetricsError: something else than scalars, a step that is no number of a step; or what went
-                wrong with an earlier row.
+                wrong with an earlier row. Its row then comes without scalars, and later ones with theirs.
         """
+        call: tuple[dict[str, Any], Any] = {}, None
+        try:
+            call = _call(metrics, step)
+        finally:
+            if self._kept:
+                self._tasks.put(partial(self._called, *call))
         self.check()
-        chosen = scalars(metrics)
-        if other := sorted(key for key, value in metrics.items() if key not in chosen and value is not None):
-            raise MetricsError(
-                f"on_step was given {', '.join(other)}. Beside a watched function it takes only scalars, "
-                "such as the loss: the routers are watched, and parameters and gradients may have been "
-                "donated when the row is computed. Leave them out, or do without watch."
-            )
-        if not (step is None or isinstance(step, jax.Array)):
-            step = step_number(step)
-        if not self._kept:
-            return
-        for value in (*chosen.values(), step):
-            if isinstance(value, jax.Array):
-                value.copy_to_host_async()
-        self._tasks.put(partial(self._called, chosen, step))
 
     def check(self) -> None:
         """Raise what went wrong on the thread, once."""
@@ -98,20 +91,20 @@ class Watched:
         if error is not None:
             raise error
 
-    def settle(self, then: Callable[[], None], seconds: float, ending: bool = False) -> bool:
+    def settle(self, then: Callable[[], None], deadline: float, ending: bool = False) -> bool:
         """Wait until all forwards so far have become rows, then run `then` on the thread.
 
         Args:
             then: what is to be done with the rows.
-            seconds: to wait at most; False is returned when that was too short.
+            deadline: of `time.monotonic`; False is returned when it is reached.
             ending: rows no longer wait for the hook, and the thread ends.
         """
-        jax.effects_barrier()  # until the device has delivered
+        if not _within(deadline, jax.effects_barrier):  # until the device has delivered
+            return False
         self._tasks.put(partial(self._release, ending))
         self._tasks.put(then)
         if ending:
             self._tasks.put(None)
-        deadline = time.monotonic() + seconds
         while self._tasks.unfinished_tasks and self._thread.is_alive():
             if time.monotonic() > deadline:
                 return False
@@ -183,10 +176,13 @@ class Watched:
             self._hooked = False
         while self._rows and (self._hooks or self._hooked is False):
             metrics, step = self._hooks.popleft() if self._hooks else ({}, None)
-            row = self._rows.popleft() | {key: np.asarray(value) for key, value in metrics.items()}
+            row = self._rows.popleft() | {
+                key: np.asarray(value) if isinstance(value, jax.Array) else value
+                for key, value in metrics.items()
+            }
             if not self._ready:
                 self._since = time.monotonic()
-            self._ready.append((row, None if step is None else step_number(step)))
+            self._ready.append((row, None if step is None else step_number(np.asarray(step))))
             if len(self._ready) == self._full:
                 self._feed_ready()
 
@@ -209,3 +205,32 @@ class Watched:
                 "say how often the watched function is differentiated in a step",
                 len(self._hooks), self._forwards, self._per_step,
             )  # fmt: skip
+
+
+def _call(metrics: Mapping[str, Any], step: Any) -> tuple[dict[str, Any], Any]:
+    """What a call of the hook brings: scalars, on their way to the host, and the number of the step."""
+    given = named(metrics)
+    chosen = scalars(given)
+    if other := sorted(given.keys() - chosen.keys()):
+        raise MetricsError(
+            f"on_step was given {', '.join(other)}. Beside a watched function it takes only scalars, such as "
+            "the loss: the routers are watched, and parameters and gradients may have been donated when the "
+            "row is computed. Leave them out, or do without watch."
+        )
+    number = None if step is None else step_number(step)
+    arrays = {**chosen, "step": number}
+    if any(isinstance(value, Tracer) for value in arrays.values()):
+        raise MetricsError(TRACED)
+    check_alive(arrays)
+    for value in arrays.values():
+        if isinstance(value, jax.Array):
+            value.copy_to_host_async()
+    return chosen, number
+
+
+def _within(deadline: float, function: Callable[[], None]) -> bool:
+    """Call something that may never return; False if it has not at the deadline."""
+    thread = threading.Thread(target=function, name="moe-rules-barrier", daemon=True)
+    thread.start()
+    thread.join(max(0.0, deadline - time.monotonic()))
+    return not thread.is_alive()

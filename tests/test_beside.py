@@ -111,7 +111,7 @@ def test_rows_of_a_block_may_differ_in_what_their_metrics_are(caplog: pytest.Log
         else:
             for row in rows:
                 beside.step(*beside.due([row])[0])
-        states.append(beside._state)
+        states.append(beside.state)
     jax.tree.map(np.testing.assert_array_equal, *states)
     assert states[0].rows[:3, 0].tolist() == [0, 1, 7]
     assert caplog.text.count("the first step did not have it: late") == 2

@@ -35,7 +35,7 @@ def test_every_hook_explains_itself_and_its_parameters(name):
 
 def test_the_hooks_are_these():
     assert list(HOOKS) == [
-        "on_train_start", "on_step", "on_train_end", "on_records", "on_alert", "on_alert_end",
+        "on_train_start", "on_step", "on_train_end", "on_records", "on_rewind", "on_alert", "on_alert_end",
         "provide_signals", "provide_predicates", "provide_rules", "find_router_probs",
     ]  # fmt: skip
 
@@ -117,6 +117,32 @@ def test_hook_on_records():
     assert [batch.step.tolist() for batch in seen.batches] == [[0, 1], [2]]
     assert seen.x == [0, 0.5, -1]
     assert {type(getattr(batch, name)) for batch in seen.batches for name in ARRAYS} == {np.ndarray}
+
+
+def test_hook_on_rewind():
+    """The rows that are void, and then those that replace them, in the place of both."""
+
+    class Plugin(Collector):
+        @hookimpl
+        def on_rewind(self, step):
+            self.events.append(f"on_rewind {step}")
+
+    seen = Plugin()
+    with make(seen) as audit:
+        assert audit.state is None
+        for x in range(4):
+            audit.on_step({"x": x})
+        saved = audit.state
+        for x in range(4, 6):
+            audit.on_step({"x": x})
+        audit.restore(saved)
+        for x in (40, 50, 60):
+            audit.on_step({"x": x})
+        assert audit.history.signal_pooled.sel(signal="x").values.tolist() == [0, 1, 2, 3, 40, 50, 60]
+        assert audit.history.step.values.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    at = seen.events.index("on_rewind 4")
+    assert sum(map(len, seen.batches[: seen.events[:at].count("on_records")])) == 6
+    assert seen.steps == [0, 1, 2, 3, 4, 5, 4, 5, 6]
 
 
 def test_hook_on_alert():

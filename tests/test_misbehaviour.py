@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from collector import Collector, make
 
-from moe_rules_callback import (
-    RuleAuditCallback,
-    delivery,
-    hookimpl,
-)
+from moe_rules_callback import RuleAuditCallback, hookimpl, outbox
 
 SOON = 60.0  # seconds that only a failing test waits
 
@@ -47,6 +44,17 @@ class Broken:
     @hookimpl
     def on_train_end(self) -> None:
         self._raise("on_train_end")
+
+
+class Hangs:
+    """Does not return from a hook before it may."""
+
+    def __init__(self, go_on: threading.Event) -> None:
+        self.go_on = go_on
+
+    @hookimpl
+    def on_records(self) -> None:
+        assert self.go_on.wait(SOON)
 
 
 @pytest.mark.parametrize("error", [ValueError("broken"), SystemExit("broken")])
@@ -96,50 +104,59 @@ def test_a_plugin_may_look_at_the_history(on_disk, tmp_path):
     with make(Looks(), logdir=tmp_path if on_disk else None) as audit:
         for x in (0, 0, -1, 0, 0, -1):
             audit.on_step({"x": x})
-    assert steps == [[0, 1, 2, 3]]
+    (told,) = steps
+    assert told[:4] == [0, 1, 2, 3]  # and what has been delivered since
 
 
 def test_a_slow_sink_costs_rows_but_neither_time_nor_memory(seen, caplog, monkeypatch):
-    monkeypatch.setattr(delivery, "WAITING", 2)
+    monkeypatch.setattr(outbox, "KEPT_BYTES", 500)
     called, go_on = threading.Event(), threading.Event()
 
-    class Slow:
+    class Slow(Collector):
+        __qualname__ = "Slow"
+
         @hookimpl
-        def on_records(self) -> None:
+        def on_records(self, records) -> None:
             called.set()
             assert go_on.wait(SOON)
+            super().on_records(records)
 
-    with make(seen, sinks=[Slow()]) as audit:
+    slow = Slow()
+    with make(seen, sinks=[slow]) as audit:
         for x in range(4):
             audit.on_step({"x": x})
         assert called.wait(SOON)
-        for x in range(4, 41):
+        for x in range(4, 40):
             audit.on_step({"x": x})  # each returns, although the sink does not
+            while x % 4 == 3 and x not in seen.steps:
+                time.sleep(0.001)
+        audit.on_step({"x": 40})
         go_on.set()
-    assert seen.steps == seen.x
-    assert seen.steps[:12] == list(range(12))  # the snapshots that waited
-    assert seen.steps[-8:] == list(range(33, 41))  # and the last one, for which closing waits
-    assert len(seen.steps) < 41
-    assert [message.split(":")[0] for message in caplog.messages] == [
-        f"{41 - len(seen.steps)} rows were overwritten before they were read"
+    assert seen.steps == list(range(41))  # nobody else waits for it
+    kept = slow.steps
+    assert kept[:8] == list(range(8))  # the oldest
+    assert kept[-1] == 40  # and the end
+    missed = sorted(set(range(41)) - set(kept))
+    assert missed == list(range(missed[0], missed[-1] + 1))
+    assert caplog.messages == [
+        "plugin 'Slow' does not keep up: 0 MiB of rows wait for it, and newer ones are dropped for it until "
+        "it does; how many is told at the end of the run",
+        "the run has ended and not everything is written: plugin 'Slow': it has missed "
+        f"{len(missed)} rows (steps {missed[0]} to {missed[-1]}), because too many waited for it",
     ]
 
 
-def test_a_sink_that_hangs_does_not_hang_the_trainer(caplog, monkeypatch):
-    monkeypatch.setattr("moe_rules_callback.callback.PATIENCE", 0.01)
+def test_a_sink_that_hangs_hangs_neither_the_trainer_nor_another_sink(seen, caplog, monkeypatch):
+    monkeypatch.setattr("moe_rules_callback.callback.PATIENCE", 0.5)
     go_on = threading.Event()
-
-    class Hangs:
-        @hookimpl
-        def on_records(self) -> None:
-            assert go_on.wait(SOON)
-
-    audit = make(Hangs())
+    audit = make(seen, Hangs(go_on))
     audit.on_step({"x": 0.0})
     audit.flush()
     audit.close()
     go_on.set()
+    why = "1 rows (steps 0 to 0) wait for it, which has not returned from on_records"
     assert caplog.messages == [
-        "the sinks did not take all rows within 0 s",
-        "closing, although the sinks did not take all rows within 0 s",
+        f"not everything is written yet: plugin 'Hangs': {why}",
+        f"the run has ended and not everything is written: plugin 'Hangs': {why}",
     ]
+    assert (seen.steps, seen.events[-1]) == ([0], "on_train_end")

@@ -65,6 +65,10 @@ class ConsoleSink:
             self._out.flush()
 
     @hookimpl
+    def on_rewind(self, step: int) -> None:
+        self._print(f"step {step:,}  rows from here on come again")
+
+    @hookimpl
     def on_train_end(self, run: Run) -> None:
         if self._first and self._last:
             self._print(f"ended at {self._progress(self._first, self._last)}")

@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,8 @@ def proto(name: str) -> Any:
 
 
 class EventFile:
-    """A new event file in a directory, for any thread; `flush` brings what was written to the disk.
+    """A new event file in a directory, for any thread; `flush` brings what was written to the disk. Until it
+    has succeeded all is kept, so that it can be called again.
 
     The file's name is unique: names of tensorboardX alone clash within a second.
     """
@@ -40,7 +40,10 @@ class EventFile:
     def __init__(self, logdir: str | AnyPath) -> None:
         now, unique = time.time(), f"{os.getpid()}.{uuid.uuid4().hex[:8]}"
         name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{unique}"
-        self._writer, self._lock = _record_writer(as_path(logdir) / name), threading.Lock()
+        from .record_writers import record_writer
+
+        self.directory = as_path(logdir)
+        self._writer, self._lock = record_writer(self.directory / name, SUFFIX), threading.Lock()
         self.event(0, now, file_version="brain.Event:2")
 
     def event(self, step: int, wall_time: float, **content: Any) -> None:
@@ -86,17 +89,6 @@ class EventFile:
     def _write(self, event: bytes) -> None:
         with self._lock:
             self._writer.write(event)
-
-
-def _record_writer(path: AnyPath) -> Any:
-    if not isinstance(path, Path):
-        from .remote_events import RemoteRecordWriter
-
-        return RemoteRecordWriter(path, SUFFIX)
-    from tensorboardX.record_writer import RecordWriter
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return RecordWriter(f"{path}{SUFFIX}")
 
 
 def _event(**content: Any) -> bytes:

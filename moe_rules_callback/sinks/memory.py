@@ -6,6 +6,8 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..hookspecs import hookimpl
 from ..records import ARRAYS, Records, Run
 
@@ -37,6 +39,23 @@ class MemorySink:
                     "pass logdir=... to keep all of them on disk",
                     self._limit // 2**20,
                 )
+
+    @hookimpl
+    def on_rewind(self, step: int) -> None:
+        dropped = 0
+        while self._batches:
+            batch = self._batches.pop()
+            self._bytes -= _size(batch)
+            kept = np.flatnonzero(batch.step < step)
+            dropped += len(batch) - (keep := int(kept[-1]) + 1 if len(kept) else 0)
+            if keep:
+                self._batches.append(batch[:keep])
+                self._bytes += _size(batch[:keep])
+                break
+        if dropped:
+            log.warning(
+                "%d rows from step %d on are replaced, since an older state was restored", dropped, step
+            )
 
     def dataset(self, run: Run) -> xr.Dataset:
         """What is kept, as a dataset. Call it while no records arrive."""

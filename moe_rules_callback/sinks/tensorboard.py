@@ -21,7 +21,7 @@ from typing import Any
 
 from ..errors import HistoryError
 from ..hookspecs import hookimpl
-from ..paths import AnyPath, as_path
+from ..paths import AnyPath, as_path, retried
 from ..records import Records, Run, Schema
 from .events import SUFFIX, EventFile, proto
 from .hparams import Standing, session_start, settings
@@ -39,7 +39,8 @@ class TensorBoardSink:
 
     A second run into a directory goes to `audit-2` (`-3`, ..) below it, since TensorBoard would draw
     both as one zigzag. With `resume=True` the newest of them is continued, and TensorBoard drops the
-    curves that it holds from the first new step on. The pictures begin again with the resumed rows.
+    curves that it holds from the first new step on; likewise where rows come again, because a checkpoint was
+    restored. The pictures begin again with these rows.
 
     Args:
         logdir: where to write; None: the log directory of the run.
@@ -56,21 +57,50 @@ class TensorBoardSink:
                 "The TensorBoard sink does not know where to write: the run has no log directory. Pass "
                 "logdir=... to the callback, or one of its own: TensorBoardSink('runs/demo')."
             )
-        self._file = EventFile(_directory(as_path(wanted), run.resume))
+        with retried(as_path(wanted)):
+            self._file = EventFile(_directory(as_path(wanted), run.resume))
         self._table, self._thin = ScalarTable(run.schema), Thin()
         rules = zip(run.schema.rules, self._table.rules, strict=True)
         self._thresholds = {f"rules/{name}/threshold": rule.threshold for rule, name in rules}
-        self._standing, self._loads = Standing(run.schema), Loads(run.schema)
-        self._drawn = 0  # rows in the last pictures
-        self._last: tuple[int, float] | None = None  # step and time of the last row
+        self._standing = Standing(run.schema)
+        self._last = 0, 0.0  # step and time of the last row
+        self._taken: Records | None = None  # the last batch, which comes again if it could not be written
         self._run = run
+        self._restart(None)
 
     @hookimpl
     def on_records(self, records: Records) -> None:
         if not len(records):
             return
-        if self._last is None:
+        if records is not self._taken:
+            self._take(records)
+            self._taken = records
+        self._flush()
+
+    @hookimpl
+    def on_rewind(self, step: int) -> None:
+        self._restart(step)
+
+    @hookimpl
+    def on_train_end(self, run: Run) -> None:
+        if self._loads.rows > self._drawn:
+            self._draw()
+        self._flush()
+        self._file.close()
+
+    def _restart(self, step: int | None) -> None:
+        """The next rows are the first; TensorBoard is to forget what it holds from `step` on."""
+        self._begun, self._forgotten = False, step
+        self._loads, self._drawn = Loads(self._run.schema), 0  # rows in the last pictures
+
+    def _flush(self) -> None:
+        with retried(self._file.directory):
+            self._file.flush()
+
+    def _take(self, records: Records) -> None:
+        if not self._begun:
             self._begin(records)
+            self._begun = True
         self._last = int(records.step[-1]), float(records.wall_time[-1])
         values = self._table.values(records)
         for row in self._thin(records):
@@ -82,21 +112,15 @@ class TensorBoardSink:
         self._loads.add(records)
         if self._loads.rows >= PICTURE_EVERY * self._drawn:
             self._draw()
-        self._file.flush()
-
-    @hookimpl
-    def on_train_end(self, run: Run) -> None:
-        if self._loads.rows > self._drawn:
-            self._draw()
-        self._file.close()
 
     def _begin(self, records: Records) -> None:
         from tensorboardX import summary
 
         step, wall_time = int(records.step[0]), float(records.wall_time[0])
-        if self._run.resume:  # TensorBoard forgets the steps from here on that an earlier file holds
+        if self._run.resume or self._forgotten is not None:
+            forgotten = step if self._forgotten is None else min(step, self._forgotten)
             session_log = proto("event").SessionLog
-            self._file.event(step, wall_time, session_log=session_log(status=session_log.START))
+            self._file.event(forgotten, wall_time, session_log=session_log(status=session_log.START))
         lines = self._thresholds  # they begin here; each flush draws on
         self._file.scalars(step, wall_time, tuple(lines), [*lines.values()])
         self._file.event(step, wall_time, summary=_layout(records.schema, self._table))
@@ -104,7 +128,6 @@ class TensorBoardSink:
         self._file.event(step, wall_time, summary=session_start(settings(self._run), wall_time))
 
     def _draw(self) -> None:
-        assert self._last is not None
         if pictures := self._loads.pictures():
             self._file.images(*self._last, pictures)
         self._drawn = self._loads.rows

@@ -11,11 +11,14 @@ and then in `step`, which is the commit mark: a row counts once its step is ther
 replaced in one piece, so a killed process leaves whole rows, and misses at most the batch that it was
 writing. Nothing is fsynced: a power cut may take what the operating system had not yet written.
 
+A file system that fails, a full disk or a network that is away, is asked again (`TryAgain`): what is known
+here changes after the files have, and a batch that is written twice is the same.
+
 Chunks are encoded and written here, since zarr's own assignment first reads what it is going to replace.
-The rows of unfinished chunks are kept in memory: a batch reads nothing, and costs one file for each of the
-nine arrays (more where it fills chunks); in an object store eight PUTs at once, and that of `step` after
-them. Some replace an object once a second at most: with steps of a few milliseconds pass a `flush_every`
-that lasts some seconds.
+The rows of unfinished chunks are kept in memory: a batch reads one small file, which says whose the store is,
+and writes one for each of the nine arrays (more where it fills chunks); in an object store eight PUTs at
+once, and that of `step` after them. Some replace an object once a second at most: with steps of a few
+milliseconds pass a `flush_every` that lasts some seconds.
 """
 
 from __future__ import annotations
@@ -23,21 +26,20 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import time
+import uuid
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
-from ..columns import Column, attributes, columns, coordinates
+from ..columns import Column, columns
 from ..errors import HistoryError
 from ..hookspecs import hookimpl
-from ..paths import AnyPath, as_path, claim, put
+from ..paths import AnyPath, as_path, claim, put, retried
 from ..records import Records, Run
-from ..stores import CODECS, arrays, misfit, numbered, stores, written_rows
-
-DECLARED_ROWS = 2**20
-STEP_CHUNK = 4096  # xarray reads all of `step` on opening: 256 files, not 16,000
-CHUNK_BYTES = 2**18  # a flush rewrites the last chunk of every array; a reader wants few files
+from ..stores import arrays, misfit, numbered, stores, written_rows
+from . import new_store
 
 logger = logging.getLogger("moe_rules_callback")
 
@@ -47,8 +49,11 @@ class ZarrSink:
 
     A run never touches the store of another: if `path` exists, `-2`, `-3`, .. are tried. With
     `resume=True` the newest store is continued, provided that rules, signals, layers and experts
-    are the same; rows from the first new step on, written before a checkpoint was restored, are
-    replaced. If they are not the same, a new store names the old one in its attribute `continues`.
+    are the same. If they are not, a new store names the old one in its attribute `continues`. A run that
+    still writes to a store that another one continues goes on in such a new store itself.
+
+    Rows from a step on that come again, because a checkpoint was restored, are replaced; the attribute
+    `replaced` lists how many from which step, and when.
 
     Args:
         path: of the store, here or as a URL; None: `audit.zarr` in the log directory of the run.
@@ -60,6 +65,8 @@ class ZarrSink:
     def __init__(self, path: str | AnyPath | None = None) -> None:
         self._wanted = None if path is None else as_path(path)
         self.path: AnyPath | None = None
+        self._claimed: AnyPath | None = None  # a new store that is not complete
+        self._writer = uuid.uuid4().hex  # stands in the store that this object writes
 
     def last_step(self, logdir: AnyPath | None) -> int:
         """The last step of the newest store that a run in this directory would continue, or -1."""
@@ -81,49 +88,102 @@ class ZarrSink:
     @hookimpl
     def on_train_start(self, run: Run) -> None:
         wanted = self._place(run.logdir)
-        existing = stores(wanted)
-        newest = existing[-1] if existing else None
-        why_not = misfit(newest, run.schema) if newest and run.resume else ""
-        self._columns = columns(run.schema)
-        self._rewind_pending = bool(newest and run.resume and not why_not)
-        if newest and self._rewind_pending:
-            self.path, self._rows = newest, written_rows(newest)
-            self._declare(max(DECLARED_ROWS, self._rows))
-        else:
-            self.path, self._rows = _create(wanted, run, newest.name if newest and why_not else None), 0
-            self._declared = DECLARED_ROWS
-        self._arrays = arrays(self.path, mode="r+")
-        self._tails: dict[str, np.ndarray] = {}  # rows of the unfinished chunks
+        self._run, self._columns = run, columns(run.schema)
+        with retried(wanted):
+            existing = stores(wanted)
+            newest = existing[-1] if existing else None
+            why_not = misfit(newest, run.schema) if newest and run.resume else ""
+            if newest and run.resume and not why_not:
+                self._continue(newest)
+                return
+            self._begin(newest.name if newest and why_not else None)
         if why_not:
             logger.warning(
                 "%s cannot be continued: %s. This run goes to %s, whose attribute `continues` names it.",
-                newest,
-                why_not,
-                self.path,
-            )
-        elif newest and not run.resume:
+                newest, why_not, self.path,
+            )  # fmt: skip
+        elif newest:
             logger.warning("%s holds another run and is left alone; this run goes to %s.", newest, self.path)
 
     @hookimpl
     def on_records(self, records: Records) -> None:
         if len(records) == 0:
             return
-        if self._rewind_pending:
-            self._rewind(int(records.step[0]))
-            self._rewind_pending = False
-        if self._rows + len(records) > self._declared:
-            self._declare(self._rows + len(records) + DECLARED_ROWS)
-        rows = {column.name: self._from_chunk(column.name, records) for column in self._columns}
-        *others, step = self._columns  # `step`, the commit mark, is the last
-        put({path: data for column in others for path, data in self._chunks(column, rows[column.name])})
-        put(dict(self._chunks(step, rows["step"])))
+        assert self.path is not None
+        with retried(self.path):
+            if not self._is_ours():
+                lost, self._claimed = self.path, None
+                self._begin(lost.name)
+                logger.warning(
+                    "another run continues %s; rows from step %d on go to %s. Give each run that is alive a "
+                    "logdir of its own.",
+                    lost, int(records.step[0]), self.path,
+                )  # fmt: skip
+            if self._rewind_pending:
+                self._rewind(int(records.step[0]))
+                self._rewind_pending = False
+            if self._rows + len(records) > self._declared:
+                self._declare(self._rows + len(records) + new_store.DECLARED_ROWS)
+            rows = {column.name: self._from_chunk(column.name, records) for column in self._columns}
+            *others, step = self._columns  # `step`, the commit mark, is the last
+            put({path: data for column in others for path, data in self._chunks(column, rows[column.name])})
+            put(dict(self._chunks(step, rows["step"])))
         self._rows += len(records)
         for name, known in rows.items():
             self._tails[name] = known[len(known) - self._rows % self._arrays[name].chunks[0] :].copy()
 
     @hookimpl
+    def on_rewind(self, step: int) -> None:
+        assert self.path is not None
+        with retried(self.path):
+            if self._is_ours():  # else the next rows begin a store of their own
+                self._rewind(step)
+
+    @hookimpl
     def on_train_end(self, run: Run) -> None:
-        self._declare(self._rows)
+        assert self.path is not None
+        with retried(self.path):
+            if self._is_ours():
+                self._declare(self._rows)
+
+    def _begin(self, continues: str | None) -> None:
+        """A new store under the next free name, which another attempt goes on with."""
+        assert self._run is not None
+        wanted = self._place(self._run.logdir)
+        link = {} if continues is None else {"continues": continues}
+        files = new_store.empty_store(self._run, {"writer": self._writer} | link)
+        path = self._claimed = self._claimed or _claimed(wanted)
+        put({path / key: data for key, data in files.items() if key != "zarr.json"})
+        put({path / "zarr.json": files["zarr.json"]})
+        self._open(path, rows=0)
+        self._rewind_pending, self._declared = False, new_store.DECLARED_ROWS
+
+    def _continue(self, path: AnyPath) -> None:
+        """A store that is there; who else writes it will notice."""
+        rows = written_rows(path)
+        self._open(path, rows)
+        self._rewind_pending = True
+        self._amend(writer=self._writer)
+        self._declare(max(new_store.DECLARED_ROWS, rows))
+
+    def _open(self, path: AnyPath, rows: int) -> None:
+        self._arrays = arrays(path, mode="r+")
+        self._tails: dict[str, np.ndarray] = {}  # rows of the unfinished chunks
+        self.path, self._rows = path, rows
+
+    def _is_ours(self) -> bool:
+        """Whether no other run has continued the store."""
+        assert self.path is not None
+        return self._writer.encode() in (self.path / "zarr.json").read_bytes()
+
+    def _amend(self, **further: str) -> dict[str, str]:
+        """Set attributes of the store, and return all."""
+        assert self.path is not None
+        told = json.loads((self.path / "zarr.json").read_bytes())
+        if told["attributes"] != (told["attributes"] | further):
+            told["attributes"] |= further
+            put({self.path / "zarr.json": json.dumps(told, indent=2).encode()})
+        return told["attributes"]
 
     def _from_chunk(self, name: str, records: Records) -> np.ndarray:
         """These rows of an array, and before them those of the chunk that they begin in."""
@@ -168,65 +228,31 @@ class ZarrSink:
 
     def _rewind(self, first: int) -> None:
         """Unwrites the rows from step `first` on, last chunk first: what is left is always a prefix."""
-        step = self._arrays["step"]
-        late = np.asarray(step[: self._rows]) >= first
-        if not late.any():
+        array = self._arrays["step"]
+        kept = np.flatnonzero(np.asarray(array[: self._rows]) < first)
+        keep, chunk = int(kept[-1]) + 1 if len(kept) else 0, array.chunks[0]
+        if keep == self._rows:
             return
-        keep, chunk = int(late.argmax()), step.chunks[0]
+        before = json.loads(self._amend().get("replaced", "[]"))
+        now = {"from_step": first, "rows": self._rows - keep}
+        if not before or now != {key: before[-1][key] for key in now}:  # else this is another attempt
+            self._amend(replaced=json.dumps([*before, now | {"time": time.time()}]))
+            logger.warning(
+                "%s: %d rows from step %d on are replaced, since an older checkpoint was restored.",
+                self.path, self._rows - keep, first,
+            )  # fmt: skip
         for start in reversed(range(keep // chunk * chunk, self._rows, chunk)):
-            step[max(start, keep) : min(start + chunk, self._rows)] = -1
-        logger.info("%s: %d rows from step %d on are replaced.", self.path, self._rows - keep, first)
-        self._rows = keep
+            array[max(start, keep) : min(start + chunk, self._rows)] = -1
+        self._rows, self._tails = keep, {}
 
 
-def _create(wanted: AnyPath, run: Run, continues: str | None) -> AnyPath:
-    """A new, empty store under the next free name."""
-    files = _empty(run, {} if continues is None else {"continues": continues})
+def _claimed(wanted: AnyPath) -> AnyPath:
+    """The next free name, which no other process gets."""
     for number in itertools.count(max(numbered(wanted), default=0) + 1):
         path = wanted if number == 1 else wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
         try:
             claim(path / "step" / "zarr.json")
         except FileExistsError:  # another process was faster
             continue
-        put({path / key: data for key, data in files.items() if key != "zarr.json"})
-        put({path / "zarr.json": files["zarr.json"]})
         return path
     raise AssertionError("unreachable")
-
-
-def _empty(run: Run, link: dict[str, str]) -> dict[str, bytes]:
-    """The files of a store without rows."""
-    import zarr
-
-    files: dict[str, Any] = {}
-    group = zarr.create_group(files, attributes=attributes(run.schema, run.config) | link)
-    known = coordinates(run.schema)
-    for name, values in known.items():
-        text = values.dtype.kind == "U"  # zarr v3 specifies "string", but no strings of a fixed length
-        dtype = "string" if text else values.dtype
-        array = group.create_array(
-            name, shape=values.shape, chunks=(max(1, len(values)),), dtype=dtype, dimension_names=[name]
-        )
-        array[:] = values.astype(object) if text else values
-    for column in columns(run.schema):
-        shape = (DECLARED_ROWS, *(len(known[dim]) for dim in column.dims[1:]))
-        group.create_array(
-            column.name,
-            shape=shape,
-            chunks=_chunk_shape(column, shape, run.flush_every),
-            serializer=CODECS[0],
-            compressors=CODECS[1:],
-            dtype=column.dtype,
-            fill_value=column.fill,
-            dimension_names=column.dims,
-            attributes=dict(column.attrs),
-        )
-    return {key: buffer.to_bytes() for key, buffer in files.items()}
-
-
-def _chunk_shape(column: Column, shape: tuple[int, ...], flush_every: int) -> tuple[int, ...]:
-    """A flush at least, and as many whole flushes as fit in CHUNK_BYTES, up to STEP_CHUNK rows."""
-    inner = tuple(max(1, size) for size in shape[1:])
-    row_bytes = np.dtype(column.dtype).itemsize * int(np.prod(inner))
-    rows = min(STEP_CHUNK, CHUNK_BYTES // row_bytes)
-    return max(flush_every, rows // flush_every * flush_every), *inner

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import signal
 import subprocess
@@ -16,16 +17,16 @@ import zarr
 
 from moe_rules_callback.errors import HistoryError
 from moe_rules_callback.history import open_history, records_to_dataset
-from moe_rules_callback.sinks import ZarrSink
+from moe_rules_callback.sinks import ZarrSink, new_store
 from moe_rules_callback.sinks import zarr as store
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     """Few rows declared ahead and in a chunk, so that small runs cross all borders."""
-    monkeypatch.setattr(store, "DECLARED_ROWS", 256)
-    monkeypatch.setattr(store, "STEP_CHUNK", 32)
-    monkeypatch.setattr(store, "CHUNK_BYTES", 512)
+    monkeypatch.setattr(new_store, "DECLARED_ROWS", 256)
+    monkeypatch.setattr(new_store, "STEP_CHUNK", 32)
+    monkeypatch.setattr(new_store, "CHUNK_BYTES", 512)
 
 
 def steps(path: Path) -> list[int]:
@@ -121,13 +122,18 @@ def test_a_second_run_goes_beside_the_first_and_says_so(tmp_path, caplog):
 
 
 def test_resume_continues_and_replaces_rows_after_the_checkpoint(tmp_path, caplog):
-    caplog.set_level("INFO")
     first, second = fake.make_records(100), fake.make_records(160, seed=1)
     fake.feed(ZarrSink(), first, fake.make_run(tmp_path, flush_every=16))
     fake.feed(ZarrSink(), second[70:], fake.make_run(tmp_path, flush_every=16, resume=True))
-    assert "30 rows from step 70 on are replaced" in caplog.text
-    want = records_to_dataset([first[:70], second[70:]])
-    xr.testing.assert_identical(open_history(tmp_path).load(), want)
+    assert caplog.messages == [
+        f"{tmp_path / 'audit.zarr'}: 30 rows from step 70 on are replaced, since an older checkpoint was "
+        "restored."
+    ]
+    found = open_history(tmp_path).load()
+    (told,) = json.loads(found.attrs.pop("replaced"))
+    assert (told["from_step"], told["rows"]) == (70, 30)
+    assert abs(told["time"] - time.time()) < 60
+    xr.testing.assert_identical(found, records_to_dataset([first[:70], second[70:]]))
     assert not (tmp_path / "audit-2.zarr").exists()
 
 
@@ -167,10 +173,13 @@ def test_a_kill_while_rows_are_unwritten_leaves_a_prefix(survive, tmp_path, monk
     monkeypatch.setitem(sink._arrays, "step", Dying(sink._arrays["step"]))
     with pytest.raises(KeyboardInterrupt):
         sink.on_records(records[70:80])
-    left = [200, 192, 160, 128, 96][survive]
-    xr.testing.assert_identical(open_history(tmp_path).load(), records_to_dataset(records[:left]))
+    left, found = [200, 192, 160, 128, 96][survive], open_history(tmp_path).load()
+    assert json.loads(found.attrs.pop("replaced"))[0]["rows"] == 130  # announced before it begins
+    xr.testing.assert_identical(found, records_to_dataset(records[:left]))
     fake.feed(ZarrSink(), records[70:], fake.make_run(tmp_path, flush_every=32, resume=True))
-    xr.testing.assert_identical(open_history(tmp_path).load(), records_to_dataset(records))
+    found = open_history(tmp_path).load()
+    assert [each["from_step"] for each in json.loads(found.attrs.pop("replaced"))] == [70] * (2 if survive else 1)
+    xr.testing.assert_identical(found, records_to_dataset(records))
 
 
 def test_resume_with_nothing_there_starts(tmp_path, caplog):
