@@ -48,10 +48,10 @@ PARTS = ("callback", "row", "block")
 def settle(audit: RuleAuditCallback) -> None:
     """Wait for rows without sending them to the sinks before their time, as `flush` would."""
     if audit._watched is not None:
-        audit._watched.settle(lambda: None, 60)
-    if audit._delivery is not None:
-        audit._delivery.wait(60)
-    jax.block_until_ready(jax.tree.leaves(audit._latest))
+        audit._watched.settle(lambda: None, time.monotonic() + 60)
+    if audit._outgoing is not None:
+        audit._outgoing.wait(time.monotonic() + 60)
+        jax.block_until_ready(jax.tree.leaves(audit._outgoing.latest))
 
 
 def runner(

@@ -71,9 +71,10 @@ def runner(step: Callable[..., Any], audit: RuleAuditCallback, probs: Any) -> Ca
         for _ in range(steps):
             holder[0], loss = step(holder[0])
             audit.on_step({"loss": loss, "router_probs": probs, "params": probs})
-        jax.block_until_ready((holder, jax.tree.leaves(audit._latest)))
-        if audit._delivery is not None:
-            audit._delivery.wait(60)
+        jax.block_until_ready(holder)
+        if audit._outgoing is not None:
+            jax.block_until_ready(jax.tree.leaves(audit._outgoing.latest))
+            audit._outgoing.wait(time.monotonic() + 60)
 
     run(FLUSH // 2)
     return run

@@ -14,6 +14,7 @@ from typing import Any
 
 GRACE = 20.0  # seconds; who sends SIGTERM sends SIGKILL later, Kubernetes and Slurm after 30
 _terminating = False
+_held: set[Any] = set()  # things that have something to close
 
 
 def close_at_exit(thing: Any) -> None:
@@ -34,6 +35,16 @@ def close_at_exit(thing: Any) -> None:
             alive.close()
 
     register(close)
+
+
+def hold(thing: Any) -> None:
+    """Keep a thing until it is released, so that it is closed although nobody else knows of it."""
+    _held.add(thing)
+
+
+def release(thing: Any) -> None:
+    """It is closed."""
+    _held.discard(thing)
 
 
 def end_on_sigterm() -> None:

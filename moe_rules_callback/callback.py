@@ -24,21 +24,20 @@ import jax.numpy as jnp
 
 from .actions import agreement
 from .actions.action import Action, bound
-from .alerts import Watch
-from .at_exit import close_at_exit, patience
+from .at_exit import close_at_exit, hold, patience, release
 from .audit import Audit
 from .beside import Beside, Step
-from .delivery import Delivery
 from .errors import HistoryError, MetricsError
 from .events import Events
 from .hookspecs import hookimpl
+from .outgoing import Outgoing
 from .paths import AnyPath, as_path
 from .plugins import get_plugin_manager
-from .records import Records, Run
+from .records import Run
 from .rulebook import Source
 from .sinks import make_sink
 from .sinks.memory import MemorySink
-from .state import AuditState, find_state
+from .state import AuditState
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -47,10 +46,8 @@ if TYPE_CHECKING:
     from .watched import Watched
 
 log = logging.getLogger("moe_rules_callback")
-FLUSH_SECONDS = 10.0  # a slow run is shown at least so often
 HURRY = 2.0  # seconds that close still waits when the user interrupts it
 PATIENCE = 60.0  # seconds that flush and close wait for the device and the sinks
-LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 class RuleAuditCallback:
@@ -115,12 +112,8 @@ class RuleAuditCallback:
         self._beside: Beside | None = None
         self._watched: Watched | None = None
         self._restored: Any = None  # a state that waits for the first step
-        self._latest: Any = None  # the newest AuditState, or a tree that holds it
-        self._delivery: Delivery | None = None
-        self._run: Run | None = None
+        self._outgoing: Outgoing | None = None  # from the first step on
         self._closed = False
-        self._calls = self._sent_calls = 0
-        self._last_sent = time.monotonic()
         self._resumed_key = agreement.new_key("resumed")
         close_at_exit(self)
 
@@ -202,7 +195,7 @@ class RuleAuditCallback:
         self._check_open()
         if forwards_per_step < 1:
             raise ValueError(f"forwards_per_step is {forwards_per_step}; it counts forwards: 1, 2, ..")
-        if self._watched is not None or self._latest is not None:
+        if self._watched is not None or self._outgoing is not None:
             raise MetricsError(
                 "this callback has its router metrics from elsewhere, another watched function or on_step. "
                 "Make a callback for each function that is watched, and wrap it before the first step."
@@ -236,12 +229,7 @@ class RuleAuditCallback:
             MetricsError: there is no `AuditState` in the tree.
         """
         self._check_open()
-        if self._delivery is None:
-            self._begin()
-        assert self._delivery is not None
-        self._latest = tree
-        rate = self._delivery.rows_per_call
-        self._tick(self._flush_every // rate if rate else 1)
+        (self._outgoing or self._begin()).drain(tree)
         self._requests.step()
 
     # Checkpoints.
@@ -303,10 +291,10 @@ class RuleAuditCallback:
         Raises:
             HistoryError: no step has been taken, or this process is not the one that writes.
         """
-        own = self._on_own_thread
+        own = self._events.on_own_thread
         if self._watched is not None and not (self._closed or own):
             self.flush()
-        if self._run is None:
+        if self._outgoing is None:
             raise HistoryError("there is no history yet: no step has been taken.")
         if jax.process_index():
             raise HistoryError("only process 0 writes the history; read it there, or open its logdir.")
@@ -315,7 +303,7 @@ class RuleAuditCallback:
         elif not self._closed:
             self.flush()
         if isinstance(self._store, MemorySink):
-            return self._store.dataset(self._run)
+            return self._store.dataset(self._outgoing.run)
         if self._store.path is None:
             raise HistoryError("there is no history: the zarr sink could not be started, the log says why.")
         from .history import open_history
@@ -342,8 +330,8 @@ class RuleAuditCallback:
         self._settle(deadline)
         if self._watched is not None:
             self._watched.check()
-        if self._delivery is not None:
-            self._deliver(self._delivery.wait(deadline))
+        if self._outgoing is not None:
+            self._outgoing.wait(deadline)
             self._events.wait(deadline)
 
     def close(self) -> None:
@@ -360,15 +348,15 @@ class RuleAuditCallback:
         deadline = time.monotonic() + patience(PATIENCE)
         try:
             self._settle(deadline, ending=True)
-            if self._delivery is not None:
-                self._deliver(self._delivery.close(deadline))
+            if self._outgoing is not None:
+                self._outgoing.wait(deadline, ending=True)
         except BaseException:  # the user interrupts the waiting
             deadline = min(deadline, time.monotonic() + HURRY)
             raise
         finally:
-            if self._run is not None and self._writes:
-                self._events.close(self._run, deadline)
-        self._latest = None
+            if self._outgoing is not None:
+                self._events.close(self._outgoing.run, deadline)
+            release(self)
 
     def __enter__(self) -> RuleAuditCallback:
         return self
@@ -392,20 +380,12 @@ class RuleAuditCallback:
         if self._closed:
             raise HistoryError("this callback is closed: make a new one for another run.")
 
-    @property
-    def _on_own_thread(self) -> bool:
-        return self._events.on_own_thread
-
     def _check_thread(self) -> None:
-        if self._on_own_thread:
+        if self._events.on_own_thread:
             raise HistoryError(
                 "flush and close wait until on_records and on_alert have returned, so a plugin cannot call "
                 "them there. To stop training, set a flag that the loop looks at."
             )
-
-    def _deliver(self, done: bool) -> None:
-        if not done:
-            log.warning("the device has not computed all rows within %.0f s: the last are missing", PATIENCE)
 
     def _take(self, rows: Sequence[Step]) -> None:
         """Dispatch the audit of a step, or of a block of steps at once."""
@@ -415,64 +395,33 @@ class RuleAuditCallback:
                 beside = Beside(self.audit, rows[0][0], self._step_before())
                 if self._restored is not None:
                     beside.restore(self._restored)
-                self._beside = beside
                 self._begin()
+                self._beside = beside
+            assert self._outgoing is not None
             if not (due := self._beside.due(rows)):
                 return
-            self._latest = self._beside.step(*due[0]) if len(due) == 1 else self._beside.block(due)
-        self._tick(self._flush_every, len(due))
+            state = self._beside.step(*due[0]) if len(due) == 1 else self._beside.block(due)
+        self._outgoing.take(state, len(due))
+
+    def _begin(self) -> Outgoing:
+        """Once the layout of the metrics is known."""
+        run = Run(self.audit.schema, self._logdir, self._flush_every, self._resume, self._config)
+        for action in self._actions:
+            action.start(run)
+        hold(self)
+        self._outgoing = Outgoing(self.audit, run, self._events)
+        return self._outgoing
 
     def _settle(self, deadline: float, ending: bool = False) -> None:
         """Send what has not been sent, from the thread that makes the rows."""
         if self._watched is None:
-            if self._delivery is not None:
-                self._send_rest()
+            self._send_rest()
         elif not self._watched.settle(self._send_rest, deadline, ending):
-            log.warning("the watched function's rows were not made within %.0f s", PATIENCE)
-
-    def _begin(self) -> None:
-        """Once the layout is known: tell the sinks, start the thread."""
-        run = Run(self.audit.schema, self._logdir, self._flush_every, self._resume, self._config)
-        for action in self._actions:
-            action.start(run)
-        self._run = run
-        if self._writes:
-            self._events.start(run)
-        watch, tell = Watch(self.audit.schema), self._events.tell
-
-        def receive(records: Records) -> None:
-            tell("on_records", records=records)
-            for alert in watch(records):
-                level = LEVELS[alert.rule.severity]
-                log.log(level if alert.ended is None else min(level, logging.WARNING), "%s", alert)
-                tell("on_alert" if alert.ended is None else "on_alert_end", alert=alert)
-
-        self._delivery = Delivery(self.audit.records, receive, lambda step: tell("on_rewind", step=step))
-
-    def _tick(self, every: int, calls: int = 1) -> None:
-        """Count calls; send a snapshot after `every` of them, or when the last is long ago."""
-        self._calls += calls
-        late = time.monotonic() - self._last_sent > FLUSH_SECONDS
-        if late or self._calls - self._sent_calls >= every:
-            self._send()
-
-    def _send(self, patience: float = 0.0) -> None:
-        assert self._delivery is not None
-        if (state := find_state(self._latest)) is None:
-            raise MetricsError(
-                "drain found no AuditState in what it was given. Pass the state that audit.update returned, "
-                "or the optimizer state of a transformation made with moe_rules_callback.integrations.optax."
-            )
-        self._sent_calls, self._last_sent = self._calls, time.monotonic()
-        if self._writes:
-            self._delivery.send(state, self._calls, patience)
+            log.warning("the watched function's last rows were not made in time")
 
     def _send_rest(self) -> None:
-        """Send what has not been sent, unless its arrays were donated to a step since."""
-        state = find_state(self._latest)
-        gone = state is None or any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-        if self._calls > self._sent_calls and not gone:
-            self._send(PATIENCE)
+        if self._outgoing is not None:
+            self._outgoing.send_rest()
 
 
 def _is_store(sink: Any) -> bool:

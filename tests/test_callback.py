@@ -196,8 +196,8 @@ def test_sinks_are_closed_even_if_the_user_interrupts_the_waiting(seen, monkeypa
         with pytest.raises(KeyboardInterrupt):
             audit.close()
     assert seen.events[-1] == "on_train_end"
-    assert audit._delivery is not None
-    assert audit._delivery.close(time.monotonic() + SOON)
+    assert audit._outgoing is not None
+    audit._outgoing.wait(time.monotonic() + SOON, ending=True)
 
 
 def test_without_a_step_nothing_is_started(seen):
@@ -220,7 +220,7 @@ def test_flush_every_counts_rows():
 
 
 def test_a_slow_run_is_shown_now_and_then(audit, seen, monkeypatch):
-    monkeypatch.setattr("moe_rules_callback.callback.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("moe_rules_callback.outgoing.FLUSH_SECONDS", 0.0)
     audit.on_step({"x": 0.0})
     deadline = time.monotonic() + SOON
     while not seen.steps:

@@ -44,7 +44,7 @@ def test_drain_does_not_send_more_often_than_it_must(audit, seen):
     train(audit, 3, 1)
     audit.flush()
     before = len(seen.batches)
-    state = audit._latest
+    state = audit._outgoing.latest
     update = jax.jit(audit.update)
     for _ in range(12):
         audit.drain(state := update(state, {"x": 0.0}))

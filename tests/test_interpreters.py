@@ -70,7 +70,7 @@ def history(place, scalar):
     with RuleAuditCallback(rules, flush_every=2, top_k=1) as audit:
         for i in range(5):
             audit.on_step({"loss": scalar(1.0 / (1 + i)), "router_probs": place(probs[i])})
-            assert len(audit._latest.row.devices()) == len(place(probs[i]).devices())
+            assert len(audit._outgoing.latest.row.devices()) == len(place(probs[i]).devices())
         return audit.history.drop_vars("wall_time")
 
 def on_one_device(rows, row, copy=delivery._copy):  # where the others belong to other processes

@@ -172,7 +172,7 @@ def beside(trainer: Trainer, audit: RuleAuditCallback) -> str:
     with audit:
         for metrics in trainer.metrics():
             audit.on_step(metrics)
-        return digest(audit._latest)
+        return digest(audit._outgoing.latest)
 
 
 def inside(trainer: Trainer, audit: RuleAuditCallback) -> str:
@@ -180,7 +180,7 @@ def inside(trainer: Trainer, audit: RuleAuditCallback) -> str:
     with audit:
         for state in trainer.states(audit):
             audit.drain(state)
-        return digest(audit._latest)
+        return digest(audit._outgoing.latest)
 
 
 def watching(trainer: Trainer, audit: RuleAuditCallback, what: str) -> str:

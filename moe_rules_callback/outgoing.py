@@ -1,0 +1,99 @@
+"""Rows on their way out: from the newest state, now and then, to the plugins of process 0."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import jax
+
+from .alerts import Watch
+from .audit import Audit
+from .delivery import Delivery
+from .errors import MetricsError
+from .events import Events
+from .records import Records, Run
+from .state import find_state
+
+log = logging.getLogger("moe_rules_callback")
+FLUSH_SECONDS = 10.0  # a slow run is shown at least so often
+LAST_PATIENCE = 60.0  # seconds that the last rows wait for a place
+LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class Outgoing:
+    """Starts the plugins of a run, and sends them its rows.
+
+    Args:
+        audit: whose rows they are, once it knows the layout of the metrics.
+        run: what the plugins are told.
+        events: tells them.
+    """
+
+    def __init__(self, audit: Audit, run: Run, events: Events) -> None:
+        self.run = run
+        self._tell = events.tell
+        self._alerts = Watch(audit.schema)
+        self.latest: Any = None  # the newest AuditState, or a tree that holds it
+        self._calls = self._sent_calls = 0
+        self._last_sent = time.monotonic()
+        self._writes = jax.process_index() == 0
+        if self._writes:
+            events.start(run)
+        self._delivery = Delivery(
+            audit.records, self._receive, lambda step: self._tell("on_rewind", step=step)
+        )
+
+    def take(self, state: Any, rows: int) -> None:
+        """The state after so many further rows."""
+        self.latest = state
+        self._tick(self.run.flush_every, rows)
+
+    def drain(self, tree: Any) -> None:
+        """A tree that holds the state, after an unknown number of further rows.
+
+        Raises:
+            MetricsError: there is no `AuditState` in it.
+        """
+        self.latest = tree
+        rate = self._delivery.rows_per_call
+        self._tick(self.run.flush_every // rate if rate else 1)
+
+    def send_rest(self) -> None:
+        """Send what has not been sent, unless its arrays were donated to a step since."""
+        state = find_state(self.latest)
+        gone = state is None or any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+        if self._calls > self._sent_calls and not gone:
+            self._send(LAST_PATIENCE)
+
+    def wait(self, deadline: float, ending: bool = False) -> None:
+        """Wait until the plugins have been told of all that was sent; report if it takes too long."""
+        delivery = self._delivery
+        if not (delivery.close(deadline) if ending else delivery.wait(deadline)):
+            log.warning("the device has not computed the last rows in time, and nobody waits longer for them")
+
+    def _tick(self, every: int, calls: int = 1) -> None:
+        """Count calls; send a snapshot after `every` of them, or when the last is long ago."""
+        self._calls += calls
+        late = time.monotonic() - self._last_sent > FLUSH_SECONDS
+        if late or self._calls - self._sent_calls >= every:
+            self._send()
+
+    def _send(self, patience: float = 0.0) -> None:
+        if (state := find_state(self.latest)) is None:
+            raise MetricsError(
+                "drain found no AuditState in what it was given. Pass the state that audit.update returned, "
+                "or the optimizer state of a transformation made with moe_rules_callback.integrations.optax."
+            )
+        self._sent_calls, self._last_sent = self._calls, time.monotonic()
+        if self._writes:
+            self._delivery.send(state, self._calls, patience)
+
+    def _receive(self, records: Records) -> None:
+        """On the delivery's thread."""
+        self._tell("on_records", records=records)
+        for alert in self._alerts(records):
+            level = LEVELS[alert.rule.severity]
+            log.log(level if alert.ended is None else min(level, logging.WARNING), "%s", alert)
+            self._tell("on_alert" if alert.ended is None else "on_alert_end", alert=alert)
