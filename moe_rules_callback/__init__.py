@@ -21,6 +21,7 @@ from .errors import (
     PluginError,
     RulebookError,
     RuleSyntaxError,
+    TryAgain,
     UnknownNameError,
 )
 from .evaluation import Evaluation, Interval, evaluate
@@ -62,6 +63,7 @@ __all__ = [
     "Signal",
     "SignalInfo",
     "State",
+    "TryAgain",
     "UnknownNameError",
     "evaluate",
     "get_plugin_manager",

@@ -94,7 +94,15 @@ def _facts(history: xr.Dataset) -> Html:
         facts["Loss"] = f"{known[0]:.4g} to {known[-1]:.4g}"
     if len(time) and np.isfinite(time[[0, -1]]).all():
         facts["Began"] = f"{datetime.fromtimestamp(time[0], UTC):%Y-%m-%d %H:%M} UTC"
-        facts["Took"] = _duration(float(time[-1] - time[0]))
+        if time[-1] >= time[0]:  # else a clock was set back
+            facts["Took"] = _duration(float(time[-1] - time[0]))
+    replaced = json.loads(history.attrs.get("replaced", "[]"))
+    if replaced:  # a checkpoint was restored, and these steps were taken again
+        facts["Replaced"] = "; ".join(
+            f"{each['rows']:,} rows from step {each['from_step']:,} on" for each in replaced
+        )
+    if "continues" in history.attrs:
+        facts["Continues"] = str(history.attrs["continues"])
     return join(fill("<div><dt>$term</dt><dd>$fact</dd></div>", term=t, fact=f) for t, f in facts.items())
 
 

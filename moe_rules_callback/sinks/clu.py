@@ -17,11 +17,13 @@ import io
 import logging
 import time
 import wave
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from ..errors import TryAgain
 from ..hookspecs import hookimpl
 from ..paths import AnyPath
 from ..records import Records, Run
@@ -48,16 +50,25 @@ class CluSink:
     @hookimpl
     def on_train_start(self, run: Run) -> None:
         self._table, self._thin = ScalarTable(run.schema), Thin()
+        self._taken: Records | None = None
+        self._left: deque[int] = deque()  # rows of it that are not written
         if hasattr(self._writer, "write_texts"):
             with contextlib.suppress(NotImplementedError):  # the interface leaves texts to the writer
                 self._writer.write_texts(0, {"rules": describe_rules(run.schema)})
 
     @hookimpl
     def on_records(self, records: Records) -> None:
+        if records is not self._taken:  # else they come again, because the writer failed
+            self._taken, self._left = records, deque(self._thin(records))
         values = self._table.values(records)
-        for row in self._thin(records):
-            scalars = dict(zip(self._table.tags, values[row].tolist(), strict=True))
-            self._writer.write_scalars(int(records.step[row]), scalars)
+        try:
+            while self._left:
+                row = self._left[0]
+                scalars = dict(zip(self._table.tags, values[row].tolist(), strict=True))
+                self._writer.write_scalars(int(records.step[row]), scalars)
+                self._left.popleft()
+        except OSError as error:
+            raise TryAgain(f"{type(error).__name__}: {error}") from error
 
     @hookimpl
     def on_train_end(self, run: Run) -> None:
