@@ -8,7 +8,7 @@ so many rows: a rule that flickers around its threshold is told once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -90,16 +90,33 @@ class Watch:
     def __call__(self, records: Records) -> list[Alert]:
         """Alerts that begin or end in a batch, in the order of the rows that decide."""
         self._look(records)
-        alerts = []
-        for row, fires in enumerate(firing(records)):
-            for rule in np.flatnonzero(fires & (self._quiet >= QUIET)).tolist():
+        if not len(records):
+            return []
+        fires, found = firing(records), []
+        busy = fires.any(axis=0)
+        for rule in {*np.flatnonzero(busy).tolist(), *self._open}:
+            found += self._follow(rule, fires[:, rule].tolist(), records)
+        self._quiet_since = np.where(~busy & (self._quiet == 0), records.step[0], self._quiet_since)
+        self._quiet = np.where(busy, self._quiet, self._quiet + len(records))
+        return [alert for *_, alert in sorted(found, key=lambda each: each[:3])]
+
+    def _follow(
+        self, rule: int, fires: list[bool], records: Records
+    ) -> Iterator[tuple[int, bool, int, Alert]]:
+        """Row, whether it ends there, rule and alert."""
+        quiet = int(self._quiet[rule])
+        for row, fire in enumerate(fires):
+            if fire and quiet >= QUIET:
                 self._open[rule] = alert_of(records, row, rule)
-                alerts.append(self._open[rule])
-            self._quiet_since = np.where(self._quiet == 0, records.step[row], self._quiet_since)
-            self._quiet = np.where(fires, 0, self._quiet + 1)
-            for rule in [rule for rule in self._open if self._quiet[rule] >= QUIET]:
-                alerts.append(replace(self._open.pop(rule), ended=int(self._quiet_since[rule])))
-        return alerts
+                yield row, False, rule, self._open[rule]
+            if not fire and quiet == 0:
+                self._quiet_since[rule] = records.step[row]
+            quiet = 0 if fire else quiet + 1
+            if quiet >= QUIET and rule in self._open:
+                ended = int(self._quiet_since[rule])
+                yield row, True, rule, replace(self._open.pop(rule), ended=ended)
+        if any(fires):
+            self._quiet[rule] = quiet
 
     def _look(self, records: Records) -> None:
         """Warn when a run begins with nothing but NaN from its routers."""
