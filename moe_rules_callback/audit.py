@@ -24,6 +24,7 @@ import numpy as np
 import pluggy
 
 from . import plugins
+from .checks import check_dtypes, named, step_number
 from .errors import MetricsError, PluginError
 from .metrics import collect
 from .plan import Plan
@@ -134,14 +135,18 @@ class Audit:
         Args:
             state: of `init` or of the step before.
             metrics: as those given to `init`; token axes may have any length.
-            step: number of the step, int32 []; None: one more than the last.
+            step: number of the step, an integer []; None, or an array's number that is below 0 or not below
+                2**31: one more than the last.
 
         Raises:
-            MetricsError: layers, experts or scalars differ from those given to `init`.
+            MetricsError: layers, experts or scalars differ from those given to `init`; a step that is no
+                whole number.
         """
+        if step is not None:
+            step = _counted(step, state.step)
         if self.every_n == 1:
             return self.row(state, metrics, step)
-        step = state.step + 1 if step is None else jnp.asarray(step, jnp.int32)
+        step = state.step + 1 if step is None else step
         return jax.lax.cond(
             step % self.every_n == 0,
             lambda: self.row(state, metrics, step),
@@ -161,7 +166,7 @@ class Audit:
 
     def select(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """The metrics that the rules and signals read; the others need not enter a jitted function."""
-        metrics = _checked(metrics)
+        metrics = named(metrics)
         if "*" in (needed := self.plan.metrics):
             return metrics
         return {key: value for key, value in metrics.items() if key in needed or key == "intermediates"}
@@ -202,13 +207,14 @@ class Audit:
 
     def _adapted(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Metrics with a trainer's own object replaced by the probabilities that an adapter finds in it."""
-        metrics = _checked(metrics)
+        metrics = named(metrics)
         source = metrics.pop("intermediates", None)
         probs = metrics.get("router_probs")
         if probs is not None and not isinstance(probs, Mapping | Sequence) and not hasattr(probs, "shape"):
             source = probs
         if source is not None:
             metrics["router_probs"] = plugins.find_router_probs(self._manager, source)
+        check_dtypes(metrics)
         return metrics
 
     def _compare(self, layout: Layout) -> None:
@@ -226,13 +232,11 @@ class Audit:
             )
 
 
-def _checked(metrics: Any) -> dict[str, Any]:
-    if not isinstance(metrics, Mapping):
-        raise MetricsError(
-            f"the metrics are a {type(metrics).__name__}; expected a mapping such as "
-            f"{{'loss': loss, 'router_probs': probs}}. Does the step return them, and in this place?"
-        )
-    # Trainers' dictionaries also hold names and things that are absent.
-    return {
-        key: value for key, value in metrics.items() if not (value is None or isinstance(value, str | bytes))
-    }
+def _counted(step: Any, last: jax.Array) -> jax.Array:
+    """int32 [], the number of a step; a number of an array that is none counts as none: a row of a negative
+    step would pass for one that is not written."""
+    step = step_number(step)
+    if isinstance(step, int):
+        return jnp.int32(step)
+    number = step.astype(jnp.int32)
+    return jnp.where((number >= 0) & (number.astype(step.dtype) == step), number, last + 1)

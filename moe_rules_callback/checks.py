@@ -6,6 +6,7 @@ signals that rest on it NaN, and the rules over these UNKNOWN in that row.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Mapping
@@ -32,8 +33,12 @@ _DTYPES: dict[str, tuple[tuple[Any, ...], str]] = {
 def is_of(value: Any, *kinds: Any) -> bool:
     """Whether it has a dtype of these kinds; keys of random numbers and times have none of them."""
     dtype = getattr(value, "dtype", None)
-    known = isinstance(dtype, np.dtype) and dtype.kind not in "mM"
-    return known and any(jnp.issubdtype(dtype, kind) for kind in kinds)
+    return isinstance(dtype, np.dtype) and _belongs(dtype, kinds)
+
+
+@functools.cache  # it is asked at every step
+def _belongs(dtype: np.dtype, kinds: tuple[Any, ...]) -> bool:
+    return dtype.kind not in "mM" and any(jnp.issubdtype(dtype, kind) for kind in kinds)
 
 
 def named(metrics: Any) -> dict[str, Any]:
@@ -99,7 +104,9 @@ def real(value: Any, name: str) -> Any:
             return _float32(value)
         except OverflowError:  # beyond float64
             return np.float32(math.inf if value > 0 else -math.inf)
-    array = value if isinstance(value, jax.Array) else np.ma.filled(np.asanyarray(value), math.nan)
+    array = value if isinstance(value, jax.Array) else np.asanyarray(value)
+    if isinstance(array, np.ma.MaskedArray):
+        array = array.filled(math.nan)
     if not is_of(array, *REAL):
         what = f"of dtype {array.dtype}" if hasattr(value, "dtype") else f"a {type(value).__name__}"
         raise MetricsError(

@@ -69,6 +69,11 @@ class Delivery:
         """Rows that a call of the trainer brings at most; 0 until two snapshots have been read."""
         return self._rows_per_call
 
+    @property
+    def full(self) -> bool:
+        """Whether there is no place for a snapshot, because the device is behind."""
+        return self._queue.full()
+
     def send(self, state: AuditState, calls: int, patience: float = 0.0) -> None:
         """Take a snapshot of the ring; does not wait for the device.
 

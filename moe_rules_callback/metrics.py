@@ -21,13 +21,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from .checks import REAL, is_of, narrow
 from .errors import MetricsError
 
 PER_TOKEN = ("router_probs", "router_logits", "expert_index", "token_mask")
 ROUTER_METRICS = (*PER_TOKEN, "expert_load")
 TREES = ("params", "grads")
+# A token's scores must sum to something between: s ln s of larger ones overflows float32, and parts of
+# smaller ones are below what float32 holds.
+LEAST, MOST = 1e-30, 1e36
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,9 @@ class Routers:
     @cached_property
     def total(self) -> jax.Array:
         """float32 [n, T], sum of a token's scores; NaN for a token with a negative, infinite or NaN
-        entry, or without any positive one."""
+        entry, without any positive one, or with scores near the ends of float32."""
         total = self.scores.sum(-1)
-        sound = (self.scores.min(-1) >= 0) & (total > 0) & (total < jnp.inf)
+        sound = (self.scores.min(-1) >= 0) & (total > LEAST) & (total < MOST)
         return jnp.where(sound, total, jnp.nan)
 
     @cached_property
@@ -152,7 +155,8 @@ class Routers:
         """float32 [n], tokens that are not masked."""
         if self.mask is None:
             return jnp.full(self.shape[0], math.prod(self.shape[1:]), jnp.float32)
-        return self.mask.sum(tuple(range(1, self.mask.ndim)), dtype=jnp.float32)
+        # Counted in integers: a sum of ones in float32 may stop at 2**24.
+        return self.mask.sum(tuple(range(1, self.mask.ndim)), dtype=jnp.int32).astype(jnp.float32)
 
     def unmasked(self, per_token: jax.Array) -> jax.Array:
         """[n, T, ...] with 0 at the tokens that are masked."""
@@ -209,12 +213,12 @@ def expert_counts(metrics: Mapping[str, Any]) -> set[int]:
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics that are single numbers (shape () or a Python number), in the order given."""
+    """The metrics that are single real numbers (of Python, or of shape ()), in the order given."""
     return {
         key: value
         for key, value in metrics.items()
         if key not in ROUTER_METRICS + TREES
-        and (isinstance(value, int | float | np.number) or getattr(value, "shape", None) == ())
+        and (isinstance(value, int | float) or (getattr(value, "shape", None) == () and is_of(value, *REAL)))
     }
 
 
@@ -246,13 +250,15 @@ def layers_of(value: Any, key: str, prefix: str = "") -> dict[str, Any]:
 
 def _routers(name: str, given: dict[str, Any], top_k: int | None, layer_axis: int | None) -> Routers:
     lead = given["router_probs"] if "router_probs" in given else given["router_logits"]
-    if lead.ndim < (2 if layer_axis is None else 3):
+    if lead.ndim < (2 if layer_axis is None else 3) or not lead.shape[-1]:
         stacked = "" if layer_axis is None else f" with the layers on axis {layer_axis}"
         raise MetricsError(
             f"the router array of {name} has shape {lead.shape}; expected [.., tokens, experts]{stacked}. "
             f"Pass the probabilities of all tokens, before experts are chosen."
         )
     tokens_shape = lead.shape[:-1]
+    if layer_axis is not None:
+        layer_axis = _axis_of_layers(layer_axis, lead.shape, name)
 
     def layered(key: str, axes: int) -> jax.Array | None:
         """[n, T, ..] of a metric whose shape is tokens_shape and `axes` more axes."""
@@ -266,16 +272,17 @@ def _routers(name: str, given: dict[str, Any], top_k: int | None, layer_axis: in
                 f"{key} of {name} has shape {x.shape}, which does not belong to router probabilities of "
                 f"shape {lead.shape}: all axes but the last must agree."
             )
+        if key == "router_logits" and x.shape != lead.shape:
+            raise MetricsError(
+                f"router_logits of {name} have shape {x.shape}, and the probabilities {lead.shape}. Pass "
+                f"those that the probabilities are computed from, or leave them out."
+            )
         return x[None] if layer_axis is None else jnp.moveaxis(x, layer_axis, 0)
 
     probs, logits, index = layered("router_probs", 1), layered("router_logits", 1), layered("expert_index", 1)
     mask = layered("token_mask", 0)
     n, experts = (1 if layer_axis is None else lead.shape[layer_axis]), lead.shape[-1]
     k = top_k if index is None else index.shape[-1]
-    if index is not None and not jnp.issubdtype(index.dtype, jnp.integer):
-        raise MetricsError(
-            f"expert_index of {name} has dtype {index.dtype}; expected integers [.., tokens, k]."
-        )
     if k is not None and not 1 <= k <= experts:
         raise MetricsError(
             f"{k} experts per token do not fit the {experts} experts of {name}. The last axis of "
@@ -287,6 +294,17 @@ def _routers(name: str, given: dict[str, Any], top_k: int | None, layer_axis: in
         k,
         None if probs is None else probs.astype(jnp.float32),
         None if logits is None else logits.astype(jnp.float32),
-        index,
-        None if mask is None else mask.astype(bool),
+        None if index is None else narrow(index),
+        None if mask is None else mask if mask.dtype == bool else mask > 0,
     )
+
+
+def _axis_of_layers(axis: int, shape: tuple[int, ...], name: str) -> int:
+    """The axis counted from the front."""
+    found = axis + len(shape) if axis < 0 else axis
+    if not 0 <= found < len(shape) - 1 or not shape[found]:
+        raise MetricsError(
+            f"layer_axis={axis} does not count layers in the router array of {name}, shape {shape}: "
+            f"it is an axis before the last, which counts experts, and has a layer at least."
+        )
+    return found

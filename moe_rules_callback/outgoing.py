@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 from .alerts import Watch
 from .audit import Audit
@@ -54,8 +55,13 @@ class Outgoing:
         """A tree that holds the state, after an unknown number of further rows.
 
         Raises:
-            MetricsError: there is no `AuditState` in it.
+            MetricsError: there is no `AuditState` in it, or JAX traces the function that calls.
         """
+        if self.latest is None and any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+            raise MetricsError(
+                "drain was called inside a function that JAX traces, where it would run once and never "
+                "again. Return the state from the step and call audit.drain(state) in the loop."
+            )
         self.latest = tree
         rate = self._delivery.rows_per_call
         self._tick(self.run.flush_every // rate if rate else 1)
@@ -81,6 +87,8 @@ class Outgoing:
             self._send()
 
     def _send(self, patience: float = 0.0) -> None:
+        if self._delivery.full and not patience:
+            return  # until the next call; the ring holds these rows for a while
         if (state := find_state(self.latest)) is None:
             raise MetricsError(
                 "drain found no AuditState in what it was given. Pass the state that audit.update returned, "

@@ -225,11 +225,11 @@ class Plan:
                     )
                 row = jnp.broadcast_to(value, len(self.schema.layers) + 1)
             rows.append(row)
-        return jnp.stack(rows) if rows else jnp.zeros((0, len(self.schema.layers) + 1))
+        return jnp.stack(rows) if rows else jnp.zeros((0, len(self.schema.layers) + 1), jnp.float32)
 
     def _shares(self, groups: list[Statistics]) -> jax.Array:
         """float32 [layers, experts], NaN where a layer has fewer experts."""
         wide = self.schema.experts
         shares = [group[self._share][:-1, :wide] for group in groups]
         padded = [jnp.pad(x, ((0, 0), (0, wide - x.shape[1])), constant_values=jnp.nan) for x in shares]
-        return jnp.concatenate(padded) if padded else jnp.zeros((1, 0))
+        return jnp.concatenate(padded) if padded else jnp.zeros((1, 0), jnp.float32)

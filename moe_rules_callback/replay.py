@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from .audit import Audit
+from .checks import narrow
 from .errors import HistoryError, MetricsError
 from .formula import Rule
 from .language import parse_rule
@@ -84,6 +85,8 @@ class Replay:
                 "the rows on its first axis; NaN stands for what a row does not have."
             )
         self._steps = np.arange(self.rows) if steps is None else np.asarray(steps)
+        if self._steps.dtype.kind not in "iu" or not (self._steps.min() >= 0 and self._steps.max() < 2**31):
+            raise MetricsError("steps are not all whole numbers, at least 0 and below 2**31.")
         self._times = np.full(self.rows, np.nan) if wall_time is None else np.asarray(wall_time, np.float64)
         for name, given in (("steps", self._steps), ("wall_time", self._times)):
             if given.shape != (self.rows,):
@@ -162,12 +165,17 @@ def _is_numbers(value: Any) -> bool:
 
 def _as_array(value: Any) -> np.ndarray:
     array = np.asarray(value)
-    return array if array.dtype == bool else array.astype(np.float32)
+    if array.dtype.kind == "c":
+        raise MetricsError(
+            "a metric of the table is complex; pass what is meant of it, such as its absolute value."
+        )
+    with np.errstate(over="ignore"):  # inf marks what does not fit
+        return array if array.dtype == bool else array.astype(np.float32)
 
 
 def _as_index(value: Any) -> np.ndarray:
     array = np.asarray(value)
-    return array.astype(np.int32) if array.dtype.kind in "iu" else array
+    return narrow(array) if array.dtype.kind in "iu" else array
 
 
 def metrics_of(history: xr.Dataset) -> dict[str, Any]:

@@ -26,6 +26,8 @@ import jax.numpy as jnp
 from jax.scipy.special import entr
 
 from . import trees
+from .checks import real
+from .errors import MissingSignalError
 from .metrics import expert_counts
 from .statistics import NEED_K, NEED_LOGITS, Statistics
 from .trends import level_shift, resistant_slope, spike_score
@@ -34,6 +36,7 @@ Ramp = tuple[float, float]  # offset, scale: truth .5 at the offset, certain hal
 Ramps = Callable[[int, int], Mapping[str, Ramp]]  # of (E, k): ramps for "high" and "low"
 Noise = Callable[[jax.Array, jax.Array, int, int], jax.Array]  # (value, tokens, E, k) -> standard error
 TOKENS = "router_tokens"
+FAINT = 1e-15  # norm of gradients whose parts may have vanished when they were squared
 
 
 @dataclass(frozen=True)
@@ -279,6 +282,18 @@ def _of_first(experts: int, k: int) -> float:
     return math.sqrt(k / max(experts - k, 1))
 
 
+def _norm(metrics: Mapping[str, Any], key: str) -> jax.Array:
+    if not trees.leaves(metrics[key]):
+        raise MissingSignalError(f"'{key}' holds no floating-point array, which a norm could be of.")
+    return trees.norm(metrics[key])
+
+
+def _router_share(metrics: Mapping[str, Any]) -> jax.Array:
+    """NaN where squares of the gradients are too small for float32: of nothing, routers have no share."""
+    share = trees.router_share(metrics["grads"])
+    return jnp.where(trees.norm(metrics["grads"]) > FAINT, share, jnp.nan)
+
+
 ROUTER_SIGNALS: dict[str, RouterSignal] = {
     "router_entropy": _router(router_entropy, "entropy", _entropy, noise=_of_mean),
     "routing_confidence": _router(routing_confidence, "confidence", _confidence, noise=_of_mean),
@@ -323,19 +338,19 @@ ROUTER_SIGNALS: dict[str, RouterSignal] = {
 
 MODEL_SIGNALS: dict[str, Signal] = {
     "weight_norm": Signal(
-        lambda m: trees.norm(m["params"]), ("params",), long_name="Euclidean norm of all parameters"
+        lambda m: _norm(m, "params"), ("params",), long_name="Euclidean norm of all parameters"
     ),
     "gradient_norm": Signal(
-        lambda m: trees.norm(m["grads"]), ("grads",), long_name="Euclidean norm of all gradients"
+        lambda m: _norm(m, "grads"), ("grads",), long_name="Euclidean norm of all gradients"
     ),
     "generalisation_ratio": Signal(
-        lambda m: jnp.asarray(m["validation_loss"], jnp.float32) / m["loss"],
+        lambda m: jnp.asarray(real(m["validation_loss"], "validation_loss")) / real(m["loss"], "loss"),
         ("validation_loss", "loss"),
         long_name="Validation loss over training loss",
         ramps=_unit(1.5, 0.6, 0.5),
     ),
     "router_gradient_share": Signal(
-        lambda m: trees.router_share(m["grads"]),
+        _router_share,
         ("grads",),
         long_name="Norm of the routers' gradients over the norm of all gradients",
         ramps=lambda experts, k: {"high": (0.4, 0.5), "low": (0.01, 0.02)},
@@ -411,7 +426,7 @@ def scalar(name: str) -> Signal:
     """The signal that is a scalar of the step itself; under a shipped signal's name it means the same."""
 
     def given(metrics: Mapping[str, Any]) -> jax.Array:
-        return jnp.asarray(metrics[name], jnp.float32)
+        return jnp.asarray(real(metrics[name], name))
 
     if (same := shipped().get(name)) is not None:
         return Signal(given, (name,), same.long_name, same.units, same.ramps, same.noise)

@@ -71,7 +71,12 @@ def _of_load(name: str, load: Any, k: int | None, layer_axis: int | None) -> Sum
             f"expert_load of {name} has shape {load.shape}; expected [experts]{stacked}: how much of the "
             f"work each expert did. Average over tokens and devices first."
         )
-    load = load[None] if layer_axis is None else jnp.moveaxis(load, layer_axis, 0)
+    if layer_axis not in (None, 0, -2):
+        raise MetricsError(
+            f"layer_axis={layer_axis} does not count layers in expert_load of {name}, shape {load.shape}: "
+            f"its last axis counts experts, so that they are on axis 0."
+        )
+    load = load[None] if layer_axis is None else load
     n, experts = load.shape
     if k is None or not 1 <= k <= experts:
         raise MetricsError(

@@ -40,7 +40,7 @@ def line(rows: jax.Array, age: jax.Array) -> Line:
     The standard error counts rows that resemble their neighbours as fewer (n (1 - r) / (1 + r) of them,
     r the lag-1 autocorrelation of the residuals: Santer et al. 2000, J. Geophys. Res. 105, section 4). It
     has a floor where the rows differ by no more than float32 rounding, so that a constant has no trend.
-    NaN with fewer than three finite rows.
+    NaN with fewer than three finite rows, or where squares of the rows overflow.
     """
     finite = jnp.isfinite(rows)
     weight = finite.astype(rows.dtype)
@@ -59,7 +59,7 @@ def line(rows: jax.Array, age: jax.Array) -> Line:
     r = jnp.clip((residual * before).sum(0) / (squares + TINY), 0.0, 0.95)
     variance = squares / (count - 2) * (1 + r) / (1 - r) + jnp.square(ROUNDING * mean) + TINY
     error = jnp.sqrt(variance / spread)
-    enough = count >= 3
+    enough = (count >= 3) & jnp.isfinite(error)
     return Line(jnp.where(enough, slope, jnp.nan), error, mean)
 
 
@@ -98,7 +98,7 @@ def spike_score(rows: jax.Array, age: jax.Array) -> jax.Array:
     mean = jnp.where(past, rows, 0.0).sum(0) / count
     variance = jnp.where(past, jnp.square(rows - mean), 0.0).sum(0) / (count - 1)
     score = (newest - mean) / jnp.sqrt(variance + jnp.square(ROUNDING * mean) + TINY)
-    return jnp.where(count >= 3, score, jnp.nan)
+    return jnp.where((count >= 3) & jnp.isfinite(variance), score, jnp.nan)
 
 
 def level_shift(rows: jax.Array, age: jax.Array) -> jax.Array:
@@ -123,7 +123,7 @@ def level_shift(rows: jax.Array, age: jax.Array) -> jax.Array:
     distance = jnp.where(newest, x, 0.0).sum(0) / m - centre
     miss = jnp.where(newest, rows, 0.0).sum(0) / m - mean - slope * distance
     error = variance * (1 / m + 1 / n + jnp.square(distance) / spread) + jnp.square(ROUNDING * mean) + TINY
-    return jnp.where((n >= 3) & (m > 0), miss / jnp.sqrt(error), jnp.nan)
+    return jnp.where((n >= 3) & (m > 0) & jnp.isfinite(error), miss / jnp.sqrt(error), jnp.nan)
 
 
 def resistant_slope(rows: jax.Array, age: jax.Array) -> jax.Array:

@@ -120,6 +120,8 @@ class Vocabulary:
         """What to pass so that a signal can be computed, or "" when it can."""
         if signal in SCALAR_RAMPS and signal not in self.signals:
             return f"'{signal}'"
+        if signal not in self.signals and signal in self.layout.metrics:
+            return f"'{signal}' as a single real number, which it is not now"
         if signal not in self.signals:
             return f"'{signal}', which is no shipped signal.{closest(signal, self.signals)}".rstrip(".")
         found = self.signals[signal]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from moe_rules_callback import (
     MetricsError,
     RuleAuditCallback,
 )
+from moe_rules_callback.delivery import Delivery
 
 
 def train(audit: RuleAuditCallback, calls: int, rows: int, wrap=lambda state: state) -> None:
@@ -52,6 +54,20 @@ def test_drain_does_not_send_more_often_than_it_must(audit, seen):
     assert [len(batch) for batch in seen.batches[before:]] == [4, 4, 4]
 
 
+def test_the_last_rows_come_although_the_device_was_behind(audit, seen, monkeypatch):
+    computed, deliver = threading.Event(), Delivery._deliver
+
+    def late(self, *snapshot):
+        computed.wait(60)
+        deliver(self, *snapshot)
+
+    monkeypatch.setattr(Delivery, "_deliver", late)
+    train(audit, 22, 1)
+    threading.Timer(0.2, computed.set).start()
+    audit.close()
+    assert seen.steps[-8:] == list(range(14, 22))
+
+
 def test_drain_reports_once_what_a_call_of_many_rows_overwrote(audit, seen, caplog):
     train(audit, 3, 20)
     audit.close()
@@ -88,6 +104,26 @@ def test_drain_without_a_state_says_so_and_closing_does_not_say_it_again(seen):
         "optimizer state of a transformation made with moe_rules_callback.integrations.optax."
     )
     assert seen.events == ["on_train_start", "on_train_end"]
+
+
+def test_drain_in_a_function_that_is_traced(seen):
+    audit = make(seen)
+    state = audit.init({"x": 0.0})
+
+    @jax.jit
+    def step(state):
+        audit.drain(state := audit.update(state, {"x": 0.0}))
+        return state
+
+    with pytest.raises(MetricsError) as error:
+        step(state)
+    assert str(error.value) == (
+        "drain was called inside a function that JAX traces, where it would run once and never again. Return "
+        "the state from the step and call audit.drain(state) in the loop."
+    )
+    audit.drain(audit.update(state, {"x": 1.0}))
+    audit.close()
+    assert seen.x == [1.0]
 
 
 def test_drain_before_init(audit):

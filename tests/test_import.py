@@ -32,7 +32,7 @@ PUBLIC = [
     "Signal",
     "SignalInfo",
     "State",
-    "UnknownNameError",
+    "TryAgain", "UnknownNameError",
     "evaluate",
     "get_plugin_manager",
     "hookimpl",

@@ -164,10 +164,11 @@ def test_scalars() -> None:
         ),
         ({"router_probs": A, "token_mask": np.ones(5)}, {}, r"token_mask of router has shape \(5,\)"),
         (
-            {"router_probs": A, "expert_index": A[:, :2]},
+            {"router_probs": A, "router_logits": np.ones((6, 7))},
             {},
-            r"expert_index of router has dtype float32; expected integers \[.., tokens, k\].",
+            r"router_logits of router have shape \(6, 7\), and the probabilities \(6, 4\)",
         ),
+        ({"router_probs": A[:, :0]}, {}, r"the router array of router has shape \(6, 0\)"),
         ({"router_probs": A}, {"top_k": 5}, "5 experts per token do not fit the 4 experts of router"),
         ({"router_probs": A}, {"top_k": 0}, "0 experts per token do not fit"),
     ],

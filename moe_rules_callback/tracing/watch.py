@@ -75,7 +75,9 @@ class Reduced(NamedTuple):
         x = array.astype(np.float64).reshape(
             math.prod(array.shape[: self.repeats]), len(self.names), array.shape[-2], width
         )
-        return np.concatenate([x[..., :1], x[..., :1] * x[..., 1:]], axis=-1).sum((0, 2))
+        count = x[..., :1]
+        sums = np.where(count > 0, count * x[..., 1:], 0)  # means over no token are NaN
+        return np.concatenate([count, sums], axis=-1).sum((0, 2))
 
     def summary(self, totals: np.ndarray) -> Summary:
         """Means from sums; NaN for a layer that saw no token."""
