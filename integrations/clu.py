@@ -14,6 +14,8 @@ call this hook by itself, with metrics by name, as a `PeriodicCallback` takes th
     audited(step, loss=loss)                                  # watched, or
     audited(step, loss=loss, router_probs=probs)              # from the step's results
 
+With a checkpoint save `audit.state`, and hand it to `audit.restore` when the checkpoint is restored.
+
 `clu` itself is never imported: its actions want TensorFlow, and this one needs nothing of theirs.
 """
 

@@ -28,6 +28,11 @@ given `params = eqx.filter(model, eqx.is_inexact_array)`. Inside the step:
     updates, opt_state = tx.update(grads, opt_state, params, metrics={"loss": loss, "router_probs": probs})
     model = eqx.apply_updates(model, updates)
     audit.drain(opt_state)                                                   # in the loop
+
+Orbax saves and restores arrays, and with the optimizer's state the audit's, see `optax`:
+
+    manager.save(step, args=ocp.args.StandardSave(eqx.filter((model, opt_state), eqx.is_array)))
+    model, opt_state = eqx.combine(restored, (model, opt_state))
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ Inside the step:
     state = AuditTrainState.create(apply_fn=model.apply, params=params, tx=tx)
     state = state.apply_gradients(grads=grads, metrics={"loss": loss, "intermediates": updated})
     audit.drain(state)                                                      # in the loop
+
+Orbax saves and restores the state, `StandardSave(state)`, and with it the audit's, see `optax`.
 """
 
 from __future__ import annotations

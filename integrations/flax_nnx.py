@@ -32,6 +32,19 @@ In the functional form, `graphdef, state = nnx.split((model, optimizer))` and `j
 first, every few steps at least:
 
     audit.drain(nnx.merge(graphdef, state))
+
+With Orbax the audit is saved and restored with the optimizer, see `optax`:
+
+    state = nnx.state((model, optimizer))
+    manager.save(step, args=ocp.args.StandardSave(state))
+    abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, state)
+    nnx.update((model, optimizer), manager.restore(step, args=ocp.args.StandardRestore(abstract)))
+
+What rules that have changed since remembered is left out of a partial restore so:
+
+    remembered = abstract[1]["opt_state"][0]                  # where audit_transform stands in the chain
+    for name in remembered.keys() - {"step"}:
+        del remembered[name]
 """
 
 from __future__ import annotations

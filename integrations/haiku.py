@@ -22,6 +22,8 @@ Inside the step parameters are a plain pytree, as optax and `audit_transform` ta
     metrics = {"loss": loss, "intermediates": state}
     updates, opt_state = tx.update(grads, opt_state, params, metrics=metrics)
     audit.drain(opt_state)                                                  # in the loop
+
+Orbax saves and restores `opt_state` with the parameters, and in it the audit's state, see `optax`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,9 @@ waits for nothing, and Keras calls its callbacks off the training thread as it d
 A row's `loss` is that of its batch: Keras logs the mean since the epoch began, which jumps when the next one
 begins. Other logs come as Keras has them. With `steps_per_execution` above 1 Keras returns those of the last
 batch only: for the others they are NaN.
+
+Keras saves the model without what the rules remember: save `audit.state` beside it, and hand it to
+`audit.restore` before the next `fit`.
 """
 
 from __future__ import annotations

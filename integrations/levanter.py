@@ -7,6 +7,9 @@
 Routers are found in the loss, whatever the model, and named by the path of their weights. Every optimizer
 step makes one row, also of several micro-batches; evaluation makes none.
 
+Levanter's checkpoints do not hold what the rules remember: save `audit.state` beside them, and hand it to
+`audit.restore` before the next `train`.
+
 Levanter's Mixtral logs its auxiliary losses in the forward pass, in a way that JAX cannot differentiate. To
 train it, with or without an audit, let the loss function return what is logged:
 

@@ -21,6 +21,29 @@ The audit's state is part of the optimizer's state: donated, sharded and saved w
 first in the chain the audit sees the gradients as computed, after clipping the clipped ones, at the
 end the updates themselves.
 
+Orbax restores it with the rest, in a new process into a callback with `resume=True`, or in the middle of a
+run. The rows that follow are those of an unbroken run, and replace what came after the checkpoint:
+
+    state = {"params": params, "opt_state": opt_state}
+    manager.save(step, args=ocp.args.StandardSave(state))
+    abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, state)
+    state = manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
+Other rules remember other things: Orbax says that trees or shapes differ, and the history goes on in a new
+store. Restore all but the audit's state then, and of that the number of the step, with a new manager (one
+that has saved, or tried to restore, takes no other kind of arguments):
+
+    def is_audit(node):
+        return isinstance(node, AuditState)
+
+    rest = jax.tree.map(lambda x: {"step": x.step} if is_audit(x) else x, abstract, is_leaf=is_audit)
+    args = ocp.checkpoint_utils.construct_restore_args(rest)
+    saved = manager.restore(step, args=ocp.args.PyTreeRestore(rest, args, partial_restore=True))
+    state = jax.tree.map(
+        lambda new, old: replace(new, step=old["step"]) if is_audit(new) else old,
+        state, saved, is_leaf=is_audit,
+    )
+
 Inside other wrappers: `optax.inject_hyperparams`, `optax.masked` and `optax.partition` hand metrics on (the
 last two show the audit their share of the gradients only). Inside `optax.MultiSteps` there is one row for
 each emitted update, with the mean gradients and the last micro-batch's metrics; for a row of every

@@ -25,6 +25,9 @@ Rules about routers and experts know parameters by their attributes, as in the f
 that `pz.unbind_params` makes has none: put gradients into the model, `pz.bind_variables(unbound, grads)`.
 `audit_transform` works with either; `toolshed.basic_training` hands no metrics on, so there the loss function
 returns them as `aux_outputs`, and `audit.on_step(trainer.step(...))` takes them.
+
+Orbax saves and restores the frozen model and the optimizer's state as they are, and in it the audit's, see
+`optax`; beside the step save `audit.state` with them.
 """
 
 from __future__ import annotations

@@ -12,6 +12,9 @@ Rows carry the trainer's step numbers, from 1 or from where a checkpoint ended, 
 loss, perplexity, grad_norm, rewards; its learning_rate is that of the step after. The trainer logs a step
 while the next one runs, and the last one when it is closed. `train` closes it, so that all rows are in
 `audit.history` when it returns; where a learner of `tunix.rl` calls `train`, the cluster does.
+
+The trainer's checkpoints do not hold what the rules remember: save `audit.state` beside them, and hand it to
+`audit.restore` before the next `train`.
 """
 
 from __future__ import annotations

@@ -89,21 +89,24 @@ class Axioms:
 
     def pushes(self, formula: Formula, up: bool) -> Iterator[tuple[str, bool]]:
         """Concluded names, each with whether it or its negation makes a formula true (`up`) or false."""
+        return ((name, positive == up) for name, positive in self._raising(formula))
+
+    def _raising(self, formula: Formula) -> dict[tuple[str, bool], None]:
+        """`pushes` upwards, each pair once: a chain of n equivalences is no tree of 2^n."""
         match formula:
             case Var(name):
-                if name in self.names:
-                    yield name, up
+                return {(name, True): None} if name in self.names else {}
             case Not(operand):
-                yield from self.pushes(operand, not up)
+                return _flipped(self._raising(operand))
             case Connective("iff" | "xor", operands):
-                for operand in operands:
-                    yield from (*self.pushes(operand, up), *self.pushes(operand, not up))
+                sides = [self._raising(operand) for operand in operands]
+                return _united(each for side in sides for each in (side, _flipped(side)))
             case Connective(kind, operands, weights):
-                for operand, c in zip(operands, logic.coefficients(kind, weights)[1], strict=True):
-                    yield from self.pushes(operand, up == (c > 0))
+                signs = logic.coefficients(kind, weights)[1]
+                found = [self._raising(operand) for operand in operands]
+                return _united(one if c > 0 else _flipped(one) for one, c in zip(found, signs, strict=True))
             case _:
-                for operand in children(formula):
-                    yield from self.pushes(operand, up)
+                return _united(map(self._raising, children(formula)))
 
     def stated(self, rule: Rule) -> Formula:
         """The formula whose truth the row of a rule holds: of an axiom its evidence."""
@@ -130,6 +133,14 @@ class Axioms:
         """The predicates on which the row of a rule rests, be it by way of conclusions."""
         names = (name for formula in self.grounds(rule) for name in variables(formula))
         return tuple(dict.fromkeys(name for name in names if name not in self._arguments))
+
+
+def _flipped(pairs: Iterable[tuple[str, bool]]) -> dict[tuple[str, bool], None]:
+    return {(name, not positive): None for name, positive in pairs}
+
+
+def _united(parts: Iterable[Iterable[tuple[str, bool]]]) -> dict[tuple[str, bool], None]:
+    return dict.fromkeys(pair for part in parts for pair in part)
 
 
 def _argument(rule: Rule, clause: Clause, literal: Conclusion) -> Argument:

@@ -25,6 +25,7 @@ from importlib.metadata import version
 
 from .commands import COMMANDS
 from .errors import MoeRulesError
+from .terminal import show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (MoeRulesError, OSError) as error:
-        print(f"moe-rules: {error}", file=sys.stderr)
+        show(f"moe-rules: {error}", to=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        print(f"moe-rules: {error}. Install it: pip install 'moe-rules-callback[plot]'", file=sys.stderr)
+        show(f"moe-rules: {error}. Install it: pip install 'moe-rules-callback[plot]'", to=sys.stderr)
         return 1
 
 

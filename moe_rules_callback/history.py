@@ -20,7 +20,8 @@ import numpy as np
 import xarray as xr
 
 from .columns import attributes, columns, coordinates
-from .errors import HistoryError, UnknownNameError, closest
+from .damage import damage, damaged
+from .errors import HistoryError, MoeRulesError, UnknownNameError, closest
 from .paths import AnyPath, as_path, zarr_store
 from .records import Records, State
 from .verdicts import Verdict, verdicts
@@ -67,8 +68,7 @@ def open_history(path: str | AnyPath) -> xr.Dataset:
     Raises:
         HistoryError: there is no history, or what is there is not one.
     """
-    from .stores import stores, written_rows
-    from .trimmed import Trimmed
+    from .stores import stores
 
     store = path = as_path(path)
     if not (path / "zarr.json").exists():
@@ -84,6 +84,22 @@ def open_history(path: str | AnyPath) -> xr.Dataset:
                 'zarr sink (it writes one with logdir=..., or sinks=["zarr"]).'
             )
         store = found[-1]
+    try:
+        dataset = _open(store)
+    except (MoeRulesError, OSError):
+        raise
+    except Exception as error:  # whatever zarr and xarray raise over what something else wrote
+        told = " ".join(str(error).split())[:200]
+        raise damaged(store, f"zarr says {type(error).__name__}: {told}") from error
+    if what := damage(dataset):
+        raise damaged(store, what)
+    return dataset
+
+
+def _open(store: AnyPath) -> xr.Dataset:
+    from .stores import written_rows
+    from .trimmed import Trimmed
+
     trimmed: Any = Trimmed(zarr_store(store, read_only=True), written_rows(store))
     dataset = xr.open_dataset(trimmed, engine="zarr", chunks=None, consolidated=False)
     dataset.attrs.pop("writer", None)  # of the process, nothing about the run

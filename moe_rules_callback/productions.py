@@ -10,7 +10,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .formula import SYMBOLS, After, Always, Connective, Formula, Kind, Not, Once, Previously, Since, Var
+from .formula import (
+    SYMBOLS,
+    After,
+    Always,
+    Connective,
+    Formula,
+    Kind,
+    Not,
+    Once,
+    Previously,
+    Since,
+    Var,
+    children,
+)  # fmt: skip
 from .syntax_hints import Fault
 
 if TYPE_CHECKING:
@@ -18,7 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_THRESHOLD = 0.75
 MAX_DEPTH = 64  # keeps hash, ==, repr, pickle and copy of a formula away from Python's recursion limit
-MAX_ROWS = 1_000_000  # of a temporal operator
+MAX_ROWS = 1_000_000  # of all windows of a rule together: each row is kept, for each layer
 MAX_WEIGHT = 1e6  # far inside float32, in which rules are evaluated
 
 _KINDS: dict[str, Kind] = {symbol: kind for kind, symbol in SYMBOLS.items()}
@@ -45,10 +58,10 @@ class Productions:
             if 50 < threshold <= 100:
                 hint = f"Write it as a fraction: `{threshold / 100:g} ::`."
             raise Fault(_offset(token), message, hint)
-        return threshold, _bare(part).node
+        return threshold, _whole_formula(part)
 
     def sole(self, found: list[Any]) -> Formula:
-        return _bare(found[0]).node
+        return _whole_formula(found[0])
 
     def formula(self, found: list[Any]) -> Part:
         left, *rest = found
@@ -140,6 +153,19 @@ def _joined(operator: Any, node: Formula, *depths: int) -> Part:
         message = f"a rule nests at most {MAX_DEPTH} operators inside each other"
         raise Fault(_offset(operator), message, "Split it into several rules.")
     return Part(node, depth)
+
+
+def _whole_formula(part: Part) -> Formula:
+    """The formula of a rule, all parts of which have been read."""
+    rows, waiting = 0, [_bare(part).node]
+    while waiting:
+        node = waiting.pop()
+        rows += (node.rows or 0) if isinstance(node, Always | Once | Since) else 0
+        waiting += children(node)
+    if rows > MAX_ROWS:
+        message = f"the windows of a rule have at most {MAX_ROWS:,} rows together, these have {rows:,}"
+        raise Fault(0, message, "Shorten them, or leave `[n]` out: without it the whole run is covered.")
+    return part.node
 
 
 def _bare(part: Part, operator: str = "") -> Part:

@@ -28,6 +28,8 @@ from .records import Records, State
 if TYPE_CHECKING:
     import xarray as xr
 
+DEEPEST = 8  # premises behind premises that a proof follows
+MOST = 256  # reasons of a proof; their number may grow as a power of the rules
 LEAST = 0.25  # what an axiom must say of a name to be a reason: an or of several adds them up
 
 
@@ -151,7 +153,7 @@ class Proofs:
         layer = deciding_layer(truth[number], state, of.kind == "risk")
         sides = [up for up in (True, False) if state != (State.FALSE if up else State.TRUE)]
         wanted = dict.fromkeys(push for up in sides for push in self.axioms.pushes(stated, up))
-        place = _Place(truth[:, layer], values[:, layer], self._layers[layer])
+        place = _Place(truth[:, layer], values[:, layer], self._layers[layer], iter(range(MOST)))
         return _strongest(self._reasons(push, place, frozenset()) for push in wanted)
 
     def _at(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -177,7 +179,10 @@ class Proofs:
             told = argument.axiom.name in self._number  # a part of the rules may have been chosen
             if argument.literal.positive != positive or strength < LEAST or not told:
                 continue
+            if next(place.left, None) is None:
+                return
             needs = [need for part, _ in argument.others for need in self.axioms.pushes(part, True)]
+            needs = needs if len(passed) < DEEPEST else []
             yield Reason(
                 argument.axiom.name,
                 name if positive else f"~{name}",
@@ -213,11 +218,12 @@ class Proofs:
 
 
 class _Place(NamedTuple):
-    """A layer in a row: truth [R, 2] of the rules, values [S] of the signals, its name."""
+    """A layer in a row: truth [R, 2] of the rules, values [S] of the signals, its name; reasons left."""
 
     truth: np.ndarray
     values: np.ndarray
     layer: str
+    left: Iterator[int]
 
 
 def proofs_of(history: xr.Dataset) -> Proofs | None:

@@ -23,7 +23,8 @@ from .errors import RulebookError, RuleSyntaxError, UnknownNameError, closest
 from .formula import Rule
 from .language import parse_rule
 from .predicates import Predicate
-from .rulefile import located, read_rule_file
+from .rulefile import located, read_rule_file, read_text
+from .rulekeys import shown, unnameable
 
 DEFAULT_BOOK = "router_health"
 
@@ -96,9 +97,10 @@ def _from_str(source: str) -> Rulebook:
     if source.endswith(".toml") or os.path.isfile(source):
         return _from_file(Path(source))
     if re.search(r"::|[~&|^()#\n]|->", source):
+        text = shown(source)
         raise RulebookError(
-            f"rules= is the text of one rule, {source!r}. One string names a book or a file: "
-            f"give the text in a list, rules=[{source!r}], or under a name, rules={{'my_rule': {source!r}}}."
+            f"rules= is the text of one rule, {text}. One string names a book or a file: "
+            f"give the text in a list, rules=[{text}], or under a name, rules={{'my_rule': {text}}}."
         )
     raise UnknownNameError(
         f"no rule book is called {source[:60]!r}.{closest(source, book_names())} Shipped are "
@@ -117,17 +119,13 @@ def _shelf() -> Traversable:
 
 
 def _from_file(path: Path) -> Rulebook:
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
-        raise RulebookError(f"the rule file {str(path)!r} cannot be read: {error}.") from None
-    content = read_rule_file(text, str(path))
+    content = read_rule_file(read_text(path), str(path))
     return Rulebook(path.stem, content.rules, content.predicates, description=content.description)
 
 
 def _named(name: Any, rule: Any) -> Rule:
-    if not (isinstance(name, str) and name.isprintable() and name.strip()):
-        raise RulebookError(f"{name!r} cannot name a rule: a name is a string, printable and not blank.")
+    if reason := unnameable(name):
+        raise RulebookError(reason)
     return replace(_rule(rule, f"rule '{name}'", name), name=name)
 
 

@@ -22,18 +22,24 @@ A rule that needs no more than its text may be written `congestion = "0.85 :: ..
 
 from __future__ import annotations
 
-import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping
-from itertools import takewhile
-from typing import Any, NamedTuple, get_args
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from .errors import RulebookError, RuleSyntaxError, closest
-from .formula import Rule, Severity
+from .formula import Rule
 from .language import parse_rule
-from .predicates import SENSES, Predicate
+from .predicates import Predicate
+from .rulekeys import MAX_NAME, PREDICATE, RULE, TOP, Value, shown, unnameable
 from .syntax_hints import TEMPORAL
+
+MAX_BYTES = 2**20  # of a file; the longest shipped book has 20 thousand
+MAXRULES = 1_000
+# TOML's dotted keys take time that grows with the square of their parts.
+_DOTTED = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""")
 
 
 class RuleFile(NamedTuple):
@@ -42,6 +48,29 @@ class RuleFile(NamedTuple):
     description: str
     predicates: dict[str, Predicate]
     rules: tuple[Rule, ...]
+
+
+def read_text(path: Path) -> str:
+    """The text of a rule file.
+
+    Raises:
+        RulebookError: it is no file, is too large, or is not UTF-8.
+    """
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe waits for its writer
+            raise RulebookError(f"the rule file {str(path)!r} is a pipe or a device. Name a file on disk.")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise RulebookError(
+                f"the rule file {str(path)!r} has more than {MAX_BYTES:,} bytes, the most that one may have. "
+                "Split it into several, or name the file that was meant."
+            )
+        return data.decode("utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
+        if isinstance(error, RulebookError):
+            raise
+        raise RulebookError(f"the rule file {str(path)!r} cannot be read: {error}.") from None
 
 
 def read_rule_file(text: str, origin: str) -> RuleFile:
@@ -63,46 +92,6 @@ def read_rule_file(text: str, origin: str) -> RuleFile:
     )
 
 
-class _Value(NamedTuple):
-    """What a key takes."""
-
-    wanted: str
-    fits: Callable[[Any], bool]
-    required: bool = False
-
-
-def _one_of(*choices: str, required: bool = False) -> _Value:
-    wanted = "one of " + ", ".join(f'"{choice}"' for choice in choices)
-    return _Value(wanted, lambda value: value in choices, required)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-_TEXT = _Value("a string", lambda value: isinstance(value, str))
-_TABLES = _Value("a table", lambda value: isinstance(value, dict))
-_TOP = {"description": _TEXT, "predicates": _TABLES, "rules": _TABLES}
-_RULE = {
-    "rule": _TEXT._replace(required=True),
-    "kind": _one_of("health", "risk"),
-    "warmup": _Value("a whole number of steps, 0 or more", lambda n: type(n) is int and n >= 0),
-    "severity": _one_of(*get_args(Severity)),
-    "description": _TEXT,
-    "cause": _TEXT,
-    "next": _TEXT,
-}
-_PREDICATE = {
-    "signal": _TEXT._replace(required=True),
-    "is": _one_of(*SENSES, required=True),
-    "offset": _Value("a finite number", _is_number),
-    "slope": _Value("a number above 0", lambda x: _is_number(x) and x > 0),
-    "margin": _Value("a number, 0 or more", lambda x: _is_number(x) and x >= 0),
-    "window": _Value("a whole number of rows, 2 or more", lambda n: type(n) is int and n >= 2),
-    "sampling": _Value("a number, 0 or more", lambda x: _is_number(x) and x >= 0),
-}
-
-
 class Reader:
     """Turns tables of one file into rules and predicates, and knows where each key stands.
 
@@ -116,26 +105,40 @@ class Reader:
 
     def __init__(self, text: str, origin: str) -> None:
         self.text, self.origin = text, origin
+        if deep := _DOTTED.search(text):
+            number = text.count("\n", 0, deep.start()) + 1
+            raise RulebookError(
+                f"{origin}, line {number}: a key of more than 32 parts. Quote names with dots."
+            )
         try:
             tables = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise RulebookError(f"{origin} is not valid TOML: {error}.") from None
-        self.check(tables, (), _TOP)
+        except ValueError as error:  # TOMLDecodeError, and a number of thousands of digits
+            raise RulebookError(f"{origin} is not valid TOML: {str(error).split(';')[0]}.") from None
+        except RecursionError:
+            raise RulebookError(
+                f"{origin} holds arrays or tables hundreds deep inside each other, which no rule file needs."
+            ) from None
+        self.check(tables, (), TOP)
         self.description: str = tables.get("description", "")
         self.rules: dict[str, Any] = tables.get("rules", {})
         self.predicates: dict[str, Any] = tables.get("predicates", {})
         if not self.rules:
             raise RulebookError(f"{origin} has no rules. Write them as [rules.NAME] with a key `rule`.")
+        if len(self.rules) > MAXRULES:
+            raise RulebookError(
+                f"{origin} has {len(self.rules):,} rules; a file holds at most {MAXRULES:,}. Split it into "
+                "several, each for a run of its own."
+            )
 
     def rule(self, name: str, table: Any) -> Rule:
         path, fields = ("rules", name), table
         if isinstance(table, str):
             fields = {"rule": table}
         else:
-            self.check(table, path, _RULE)
+            self.check(table, path, RULE)
             path = (*path, "rule")
-        if not (name.isprintable() and name.strip()):
-            raise self.fault(path, f"{name!r} cannot name a rule: a name is printable and not blank.")
+        if reason := unnameable(name):
+            raise self.fault(path, reason)
         fields = {"next_step" if key == "next" else key: value for key, value in fields.items()}
         text = fields.pop("rule")
         try:
@@ -145,11 +148,11 @@ class Reader:
 
     def predicate(self, name: str, table: Any) -> Predicate:
         path = ("predicates", name)
-        self.check(table, path, _PREDICATE)
+        self.check(table, path, PREDICATE)
         fields = {"sense" if key == "is" else key: value for key, value in table.items()}
         predicate = Predicate(**fields)
         if reason := _unusable(name):
-            raise self.fault(path, f"no rule can call a predicate '{name}': {reason}.")
+            raise self.fault(path, f"no rule can call a predicate {shown(name)}: {reason}.")
         trend = predicate.sense not in ("high", "low")
         if trend and predicate.offset is not None and not 0 <= predicate.offset <= 1:
             message = (
@@ -158,17 +161,17 @@ class Reader:
             raise self.fault((*path, "offset"), message)
         return predicate
 
-    def check(self, table: Any, path: tuple[str, ...], values: Mapping[str, _Value]) -> None:
-        title = f"[{'.'.join(path)}]" if path else "the file"
+    def check(self, table: Any, path: tuple[str, ...], values: Mapping[str, Value]) -> None:
+        title = f"[{'.'.join(part[:MAX_NAME] for part in path)}]" if path else "the file"
         if not isinstance(table, dict):
-            message = f"{title} is {_shown(table)}; it must be a table with the keys {', '.join(values)}."
+            message = f"{title} is {shown(table)}; it must be a table with the keys {', '.join(values)}."
             raise self.fault(path, message)
         for key, value in table.items():
             if key not in values:
                 advice = closest(key, values) or f" Known are {', '.join(values)}."
-                raise self.fault((*path, key), f"{title} has an unknown key '{key}'.{advice}")
+                raise self.fault((*path, key), f"{title} has an unknown key {shown(key)}.{advice}")
             if not values[key].fits(value):
-                message = f"{key} of {title} is {_shown(value)}; it must be {values[key].wanted}."
+                message = f"{key} of {title} is {shown(value)}; it must be {values[key].wanted}."
                 raise self.fault((*path, key), message)
         for key, value in values.items():
             if value.required and key not in table:
@@ -182,7 +185,22 @@ class Reader:
 
     def line(self, path: tuple[str, ...]) -> int:
         """Number of the line that says most about a key: its own, else that of its table, else 1."""
-        return _line(self.text, path)
+        known = (path[:parts] for parts in range(len(path), 0, -1) if path[:parts] in self._places)
+        return self._places[next(known, ())]
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, ...], int]:
+        """For each key and each begin of one the first line that it stands in."""
+        table: tuple[str, ...] = ()
+        places: dict[tuple[str, ...], int] = {(): 1}
+        for number, line in enumerate(self.text.splitlines(), 1):
+            if line.lstrip().startswith("["):
+                here = table = _keys(line)
+            else:
+                here = (*table, *_keys(line.partition("=")[0] + "= 0")) if "=" in line else ()
+            for parts in range(1, len(here) + 1):
+                places.setdefault(here[:parts], number)
+        return places
 
 
 def located(error: RuleSyntaxError, where: str) -> RuleSyntaxError:
@@ -191,30 +209,11 @@ def located(error: RuleSyntaxError, where: str) -> RuleSyntaxError:
     return RuleSyntaxError(f"{where}: {error}", **details)
 
 
-def _shown(value: Any) -> str:
-    return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
-
-
 def _unusable(name: str) -> str:
     """Why no rule can mention a predicate of this name, or ''."""
     if name in TEMPORAL:
         return "it is a temporal operator"
     return "" if re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) else "names are a-z, A-Z, 0-9 and _"
-
-
-def _line(text: str, path: tuple[str, ...]) -> int:
-    """See `Reader.line`."""
-    table: tuple[str, ...] = ()
-    best, best_line = 0, 1
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.lstrip().startswith("["):
-            here = table = _keys(line)
-        else:
-            here = (*table, *_keys(line.partition("=")[0] + "= 0")) if "=" in line else ()
-        shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(path, here, strict=False))))
-        if shared > best:
-            best, best_line = shared, number
-    return best_line
 
 
 def _keys(statement: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .columns import attributes, coordinates
 from .errors import HistoryError
-from .paths import AnyPath, names_in, zarr_store
+from .paths import AnyPath, is_there, names_in, zarr_store
 from .records import Schema
 
 if TYPE_CHECKING:
@@ -21,12 +21,14 @@ CODECS = [
     {"name": "bytes", "configuration": {"endian": "little"}},
     {"name": "zstd", "configuration": {"level": 0, "checksum": False}},
 ]
+# What zarr raises over what something else wrote.
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, HistoryError)
 
 
 def stores(wanted: AnyPath) -> list[AnyPath]:
     """The stores that go by this name, oldest first: audit.zarr, audit-2.zarr, ..."""
     named = (path for _, path in sorted(numbered(wanted).items()))
-    return [path for path in named if (path / "zarr.json").exists()]
+    return [path for path in named if is_there(path / "zarr.json")]
 
 
 def written_rows(store: AnyPath) -> int:
@@ -54,7 +56,10 @@ def arrays(store: AnyPath, mode: Literal["r", "r+"] = "r") -> dict[str, zarr.Arr
     """The arrays of a store by name."""
     import zarr
 
-    return dict(zarr.open_group(zarr_store(store, mode == "r"), mode=mode, zarr_format=3).arrays())
+    from .guarded import Guarded
+
+    opened = Guarded(zarr_store(store, read_only=True)) if mode == "r" else zarr_store(store)
+    return dict(zarr.open_group(opened, mode=mode, zarr_format=3, use_consolidated=False).arrays())
 
 
 def numbered(wanted: AnyPath) -> dict[int, AnyPath]:
@@ -66,9 +71,21 @@ def numbered(wanted: AnyPath) -> dict[int, AnyPath]:
 
 def misfit(store: AnyPath, schema: Schema) -> str:
     """Why the rows of `schema` cannot be appended to a store, or ""."""
+    try:
+        return _misfit(store, schema)
+    except OSError:
+        raise
+    except DAMAGE as error:  # file systems raise others, and are asked again
+        return f"it is damaged ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+
+
+def _misfit(store: AnyPath, schema: Schema) -> str:
     import zarr
 
-    group = zarr.open_group(zarr_store(store, read_only=True), mode="r", zarr_format=3)
+    from .guarded import Guarded
+
+    opened = Guarded(zarr_store(store, read_only=True))
+    group = zarr.open_group(opened, mode="r", zarr_format=3, use_consolidated=False)
     known = dict(group.arrays())
     if "step" not in known:
         return "it is not a history of this package"
@@ -85,6 +102,8 @@ def misfit(store: AnyPath, schema: Schema) -> str:
             return f"the {name}s were {_few(before)} and are {_few(values.tolist())}"
     if bool(schema.experts) != ("expert" in known):
         return "experts were recorded and are not"
+    if "consolidated_metadata" not in json.loads((store / "zarr.json").read_bytes()):
+        return "its zarr.json does not tell the metadata of its arrays"
     codecs = json.loads((store / "step" / "zarr.json").read_bytes())["codecs"]
     return "" if codecs == CODECS else f"its chunks are encoded by {codecs}"
 

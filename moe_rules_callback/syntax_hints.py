@@ -35,6 +35,7 @@ _FOREIGN = re.compile(
     "|".join(rf"\b(?i:{s})\b" if s.isalpha() and s.isascii() else re.escape(s) for s in _SPELLINGS),
     re.ASCII,  # or (?i:iff) would match a dotless i
 )
+_LONG = re.compile(r"(\w{60})\w+")  # a name or number of which a message shows the begin
 _SPACE = " \t\r\n\f"  # what the grammar ignores
 _BRACKETS = "Write `always[32](a)` or `a ->[2] b`."
 _ADVICE = {
@@ -102,18 +103,19 @@ def syntax_error(text: str, fault: Fault) -> RuleSyntaxError:
     shown = "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in source)
     before = "… " if left > start else ""
     after = " …" if not more_lines and fault.at + 61 < len(text) else ""
+    what, hint = (_LONG.sub(r"\1..", told) for told in (fault.message, fault.hint))
     message = [
-        f"{fault.message} (line {line}, column {column})",
+        f"{what} (line {line}, column {column})",
         f"    {before}{shown.rstrip()}{after}",
         f"    {' ' * (len(before) + fault.at - left)}^",
     ]
-    message += [fault.hint] if fault.hint else []
-    return RuleSyntaxError("\n".join(message), text=text, line=line, column=column, hint=fault.hint)
+    message += [hint] if hint else []
+    return RuleSyntaxError("\n".join(message), text=text, line=line, column=column, hint=hint)
 
 
 def _last(code: str) -> str:
     """The last name, number or symbol of `code`."""
-    match = re.search(r"[\w.]+$|::$|!?[&|]$|<?->$|.$", code)
+    match = re.search(r"(?<![\w.])[\w.]+$|::$|!?[&|]$|<?->$|.$", code)
     return match[0] if match else ""
 
 

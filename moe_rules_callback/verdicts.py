@@ -190,6 +190,11 @@ def verdicts(dataset: xr.Dataset) -> tuple[Verdict, ...]:
     names: list[str] = dataset["rule"].values.tolist()
     step = dataset["step"].values
     state = dataset["state"].transpose("step", "rule").values
+    if not np.isin(state, [known for known in State if known >= 0]).all():
+        raise HistoryError(
+            "rows of this history have no state, although their steps are there: chunks of the array `state` "
+            "are missing or were changed. Copy the history again."
+        )
     judged = step[:, None] >= np.array([rules[name]["warmup"] for name in names], np.int64)
     firing = judged & (state == fires_in(rules[name]["kind"] for name in names))
     layers = _worst_layers(dataset, [rules[name]["kind"] for name in names], judged, firing)

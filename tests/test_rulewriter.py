@@ -12,7 +12,8 @@ from moe_rules_callback.formula import Connective, Rule, Var
 from moe_rules_callback.language import parse_rule
 from moe_rules_callback.predicates import Predicate
 from moe_rules_callback.rulebook import Rulebook, book_names, load_rules
-from moe_rules_callback.rulefile import _PREDICATE, _RULE, read_rule_file
+from moe_rules_callback.rulefile import read_rule_file
+from moe_rules_callback.rulekeys import PREDICATE, RULE
 from moe_rules_callback.rulewriter import KEYS, rule_file_text, write_rules
 
 EVERY_KEY = Rulebook(
@@ -51,7 +52,7 @@ def test_every_key_comes_back() -> None:
 
 def test_every_key_of_rule_files_is_a_field() -> None:
     """A key that files gain is written as soon as it is a field of its class."""
-    for keys, of in ((_RULE, Rule), (_PREDICATE, Predicate)):
+    for keys, of in ((RULE, Rule), (PREDICATE, Predicate)):
         assert set(keys) <= {KEYS.get(field.name, field.name) for field in fields(of)}
 
 

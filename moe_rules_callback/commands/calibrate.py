@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..paths import as_path
+from ..terminal import show
 from .log_options import LOGS
 
 
@@ -32,8 +33,8 @@ def run(options: argparse.Namespace) -> int:
     from ..runs import open_run
 
     calibration = calibrate([open_run(path) for path in options.runs], options.rules, after=options.after)
-    print(calibration)
+    show(calibration)
     if options.out:
         write_rules(calibration.rules, options.out)
-        print(f"wrote {options.out}")
+        show(f"wrote {options.out}")
     return 0

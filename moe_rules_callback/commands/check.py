@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..formula import SEVERITIES
 from ..paths import as_path
+from ..terminal import show
 from .log_options import (
     LOGS,
     add_log_options,
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
     recording = read_log_options(options, options.log)
     if not options.json:
-        print(describe(recording, options), flush=True)
+        show(describe(recording, options))
     if recording.history is not None and options.rules is None:
         dataset = recording.history
     else:
@@ -89,9 +90,9 @@ def run(options: argparse.Namespace) -> int:
             "left_out": checked.left_out,
             "verdicts": [verdict.to_dict() for verdict in found],
         }
-        print(json.dumps(told, indent=2))
+        show(json.dumps(told, indent=2))
     else:
-        print(*by_role(found), "", summary(found), sep="\n")
+        show(*by_role(found), "", summary(found))
     return FIRED if checked.failures else 0
 
 

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 from ..formula import SEVERITIES, Severity
 from ..proof import lines as proof_lines
+from ..terminal import plain
 from ..verdicts import Verdict, by_role, summary
 
 
@@ -66,7 +67,7 @@ def markdown(checked: Checked) -> str:
     """A heading, the summary, a table of all rules, and for each that fired why, its proof, what to do."""
     failed = {verdict.rule for verdict in checked.failures}
     title = "failed" if failed else "passed"
-    lines = [f"## Router rules {title}: {_cell(checked.name)}", "", summary(checked.found), ""]
+    lines = [f"## Router rules {title}: {_cell(checked.name)}", "", _cell(summary(checked.found)), ""]
     lines += ["| result | rule | severity | verdict |", "|---|---|---|---|"]
     for verdict in by_role(checked.found):
         result = "**failed**" if verdict.rule in failed else _result(verdict)
@@ -84,7 +85,7 @@ def markdown(checked: Checked) -> str:
                     ("Next", verdict.next_step),
                 ]
             )
-            lines += ["", f"**{_cell(verdict.rule)}**: `{verdict.text.replace('`', ' ')}`"]
+            lines += ["", f"**{_cell(verdict.rule)}**: `{plain(verdict.text).replace('`', ' ')}`"]
             lines += [f"- {label}: {_cell(text)}" for label, text in told if text]
             if verdict.proof:
                 lines.append(f"- Proof at step {verdict.proof_step:,}:")
@@ -105,8 +106,9 @@ def _open(verdict: Verdict) -> bool:
 
 
 def _cell(text: str) -> str:
-    """Text that neither ends a cell of a table nor begins a tag."""
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+    """Text that neither ends a cell of a table nor begins a tag, a link or an image."""
+    told = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
+    return " ".join(plain(told).split())
 
 
 def _legal(text: str) -> str:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from ..paths import AnyPath, as_path
+from ..terminal import show
 from .log_options import LOGS, add_log_options, open_log_options
 
 
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     a, b = (open_log_options(options, path) for path in (options.a, options.b))
     names = (str(options.a), str(options.b))
     found = compare(a, b, options.by, patience=options.patience, names=names)
-    print(json.dumps(found.to_dict(), indent=2, allow_nan=False) if options.json else found)
+    show(json.dumps(found.to_dict(), indent=2, allow_nan=False) if options.json else found)
     if options.out:
         from ..compare.plot import plot_comparison
 

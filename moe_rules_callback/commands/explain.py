@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from ..paths import as_path
+from ..terminal import show
 from .log_options import LOGS, add_log_options, open_log_options
 
 
@@ -35,5 +36,5 @@ def run(options: argparse.Namespace) -> int:
     from ..explain import explain
 
     told = explain(open_log_options(options, options.path), options.rule, options.step)
-    print(json.dumps(told.to_dict(), indent=2, allow_nan=False) if options.json else told)
+    show(json.dumps(told.to_dict(), indent=2, allow_nan=False) if options.json else told)
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import FitError, closest
 from ..paths import AnyPath, as_path
+from ..terminal import show
 from .log_options import LOGS, add_log_options, read_log_options
 
 NOT_ACCEPTED = 3
@@ -45,12 +46,12 @@ def run(options: argparse.Namespace) -> int:
     first = next(iter(runs.values())).history
     own = None if first is None else own_rules(first)
     fitted = fit(options.rules or own, runs, labels)
-    print(fitted)
+    show(fitted)
     if not fitted.accepted:
         return NOT_ACCEPTED
     if options.out:
         write_rules(fitted.rules, options.out)
-        print(f"\nwrote {options.out}")
+        show(f"\nwrote {options.out}")
     return 0
 
 

@@ -8,6 +8,8 @@ import json
 import sys
 from typing import Any
 
+from ..terminal import show
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
@@ -38,10 +40,10 @@ def run(options: argparse.Namespace) -> int:
 
     found = lint(options.rules or options.texts)
     if options.json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
+        show(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
     else:
         for finding in found:
-            print(finding)
+            show(finding)
         if not found:
-            print("no findings", file=sys.stderr)
+            show("no findings", to=sys.stderr)
     return 3 if any(finding.level != "note" for finding in found) else 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import HistoryError, closest
 from ..paths import AnyPath, as_path
+from ..terminal import show
 from .log_options import LOGS, add_log_options, open_log_options
 
 FORMATS = ("png", "svg")
@@ -78,9 +79,9 @@ def run(options: argparse.Namespace) -> int:
             continue
         for path in [out] if picture else [out / f"{name}.{kind}" for kind in options.format or FORMATS[:1]]:
             save(figure, path)
-            print(path, flush=True)
+            show(path)
     if left_out:
-        print("left out:", " ".join(left_out), file=sys.stderr)
+        show(f"left out: {' '.join(left_out)}", to=sys.stderr)
     return 0
 
 

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from ..paths import AnyPath, as_path
+from ..terminal import show
 from .log_options import (
     LOGS,
     add_log_options,
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
 
     recording = read_log_options(options, options.log)
     if not options.json:
-        print(describe(recording, options), flush=True)
+        show(describe(recording, options))
     replay, sink = replay_log_options(recording, options), ZarrSink()
     run = Run(
         replay.audit.schema, options.out or beside(options.log), flush_every=4096, config=recording.config
@@ -67,9 +68,9 @@ def run(options: argparse.Namespace) -> int:
             "summary": summary(found),
             "verdicts": [verdict.to_dict() for verdict in found],
         }
-        print(json.dumps(told, indent=2))
+        show(json.dumps(told, indent=2))
     else:
-        print(*by_role(found), "", summary(found), sink.path, sep="\n")
+        show(*by_role(found), "", summary(found), sink.path)
     return 0
 
 

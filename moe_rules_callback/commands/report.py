@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from ..paths import AnyPath, as_path
+from ..terminal import show
 from .log_options import LOGS, add_log_options, open_log_options
 from .plot import AFFINITY_FILE, folder_of
 
@@ -47,5 +48,5 @@ def run(options: argparse.Namespace) -> int:
     out: AnyPath = options.out or folder / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, "utf-8")
-    print(out)
+    show(out)
     return 0

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..formula import Rule
 from ..rulebook import DEFAULT_BOOK, book_names, load_rules
+from ..terminal import show
 
 
 def add(commands: Any) -> None:
@@ -24,7 +25,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     book = load_rules(options.book)
-    print("\n\n".join([" ".join(book.description.split()), *map(_describe, book.rules)]).strip())
+    show("\n\n".join([" ".join(book.description.split()), *map(_describe, book.rules)]).strip())
     return 0
 
 

@@ -13,7 +13,7 @@ from ..axioms import Argument, Axioms
 from ..conclusions import evidence_of
 from ..formula import Always, Connective, Formula, Once, Previously, Since, Var, children, variables
 from ..predicates import Predicate, Sense
-from ..proof import LEAST
+from ..proof import DEEPEST, LEAST, MOST
 from .readings import Ramp, judged, ramp, rows_back
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Tree:
         truth: np.ndarray,
         layer: int,
     ) -> None:
-        self._axioms, self._parts, self._truth = axioms, parts, truth
+        self._axioms, self._parts, self._truth, self._axioms_told = axioms, parts, truth, 0
         measured = {part.name for part in parts if isinstance(part, Var)}.difference(axioms.names)
         self._predicates = {name: predicate for name, predicate in predicates.items() if name in measured}
         self._told = json.loads(past.attrs["signals"])
@@ -102,6 +102,8 @@ class Tree:
         if isinstance(node, Var) and node.name in self._axioms.names:
             if node.name in above:
                 return Part(node.name, (lower, upper), (), None, "see above")
+            if len(above) > 2 * DEEPEST or self._axioms_told >= MOST:
+                return Part(node.name, (lower, upper), (), None, "not followed further")
             found = [self._axiom(each, above | {node.name}) for each in self._about(node.name, above)]
             found.sort(key=lambda part: -part.truth[0])
             return Part(node.name, (lower, upper), tuple(found), None, "")
@@ -118,6 +120,7 @@ class Tree:
 
     def _axiom(self, argument: Argument, above: frozenset[str]) -> Part:
         """An axiom under a name, its premises as operands."""
+        self._axioms_told += 1
         premises, axiom = argument.premises, argument.axiom
         lower, upper = self._truth[-1, self._parts[premises]].tolist()
         operands = children(premises) if isinstance(premises, Connective) else (premises,)

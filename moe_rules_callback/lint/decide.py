@@ -34,6 +34,7 @@ from .truth import truth
 TOLERANCE = 1e-5  # of truth: more than float32 loses, less than anybody means
 SPAN = 8  # rows that nested operators may look back together and stay exact
 MAX_LAGS = 24  # rows of a question at most; a longer one counts as possible
+MAX_NODES = 200  # parts of the formulas of a question, times its rows; a larger one counts as possible
 MAX_BOXES = 60  # cuts of a question; one that is open after them counts as possible
 PAST = (Always, Once, Previously, Since)
 
@@ -110,7 +111,8 @@ class Decision:
 
     def _reach(self, demands: Sequence[Demand], least: float, close: float, step: float) -> Answer:
         lags, exact = _lags([demand.rule.formula for demand in demands])
-        if len(lags) > MAX_LAGS:
+        nodes = sum(_weight(node) for demand in demands for node in _nodes(demand.rule.formula))
+        if len(lags) > MAX_LAGS or nodes * len(lags) > MAX_NODES:
             return Answer(True, math.inf, -math.inf, {})
         best, closed, history = -math.inf, -math.inf, {}
         boxes: list[tuple[float, int, Box]] = [(-math.inf, 0, {})]  # the most promising first
@@ -155,6 +157,11 @@ def _nodes(formula: Formula) -> Iterator[Formula]:
     yield formula
     for child in children(formula):
         yield from _nodes(child)
+
+
+def _weight(node: Formula) -> int:
+    """How much a node makes a question harder; <-> and ^ are made of three others, over both bounds."""
+    return 16 if isinstance(node, Connective) and node.kind in ("iff", "xor") else 1
 
 
 def _steps(demands: Sequence[Demand]) -> list[float]:

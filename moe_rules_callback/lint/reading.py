@@ -19,7 +19,7 @@ from ..formula import Rule, variables
 from ..language import parse_rule
 from ..predicates import ALIASES, SENSES, Predicate, is_measured, resolve
 from ..rulebook import book_names, load_rules
-from ..rulefile import Reader
+from ..rulefile import Reader, read_text
 from ..signals import SCALAR_RAMPS, Signal, scalar, shipped
 from .findings import Finding
 
@@ -44,6 +44,7 @@ class Reading:
         defined: predicates of the source by name, each with its line.
         predicates: all that rules of the source mean, by name; those nobody knows are missing.
         signals: what the predicates are about, by name.
+        known: names of the signals that are there without these rules.
         axioms: those among the rules.
         findings: of syntax and names.
     """
@@ -53,6 +54,7 @@ class Reading:
     defined: dict[str, tuple[Predicate, int]] = field(default_factory=dict)
     predicates: dict[str, Predicate] = field(default_factory=dict)
     signals: dict[str, Signal] = field(default_factory=dict)
+    known: frozenset[str] = frozenset()
     axioms: Axioms = field(default_factory=lambda: Axioms((), {}))
     findings: list[Finding] = field(default_factory=list)
 
@@ -71,6 +73,7 @@ def read(source: Source, predicates: Mapping[str, Predicate], signals: Mapping[s
     reading = _read_file(*_open(source)) if file else _read_texts(source)
     scalars = {name: scalar(name) for name in ("loss", *SCALAR_RAMPS)}
     reading.signals = shipped() | dict(signals) | scalars
+    reading.known = frozenset(reading.signals)
     _resolve(reading, predicates)
     return reading
 
@@ -80,11 +83,9 @@ def _open(source: str | os.PathLike[str]) -> tuple[str, str]:
     if source in book_names():
         file = f"{source}.toml"
         return resources.files("moe_rules_callback").joinpath("rules", file).read_text("utf-8"), file
-    try:
-        return Path(source).read_text("utf-8-sig"), str(source)
-    except (OSError, ValueError):
-        load_rules(source)  # says why it cannot be read
-        raise
+    if isinstance(source, str) and not (source.endswith(".toml") or os.path.isfile(source)):
+        load_rules(source)  # says what it is instead
+    return read_text(Path(source)), str(source)
 
 
 def _read_file(text: str, origin: str) -> Reading:
@@ -127,13 +128,21 @@ def _fault(error: MoeRulesError, origin: str, line: int, name: str) -> Finding:
         message = f"rule '{name}': {message}" if told[2] else message
     elif told := re.search(r"\(at line (\d+), column \d+\)", message):  # of tomllib
         line = int(told[1])
-    return Finding(origin, line, "error", "syntax", name, message.removeprefix(f"{origin} is "))
+    return Finding(
+        origin,
+        line,
+        "error",
+        "syntax",
+        name,
+        message.removeprefix(f"{origin} is ").removeprefix(f"{origin} "),
+    )
 
 
 def _resolve(reading: Reading, given: Mapping[str, Predicate]) -> None:
     """Find what each name means; what nobody knows is a finding at the first rule that uses it."""
     own = {**given, **{name: predicate for name, (predicate, _) in reading.defined.items()}}
     _conclude(reading, own)
+    known = {name: reading.signals[name] for name in reading.known}
     uses: dict[str, Placed] = {}
     for placed in reading.rules:
         for name in variables(placed.rule.formula):
@@ -146,7 +155,7 @@ def _resolve(reading: Reading, given: Mapping[str, Predicate]) -> None:
             continue
         where = f"rule '{placed.rule.name}'"
         try:
-            predicate = resolve(name, own, reading.signals)
+            predicate = resolve(name, own, known)
         except UnknownNameError as error:
             sense, _, rest = name.partition("_")
             if sense not in SENSES or not rest:
@@ -184,8 +193,7 @@ def _over_scalar(reading: Reading, predicate: Predicate, line: int, name: str, w
     """The predicate; where its signal is unknown, it is a scalar of the user's or a misspelling."""
     signal = predicate.signal
     if signal not in reading.signals:
-        known = {*reading.signals, *ALIASES}
-        near = difflib.get_close_matches(signal, sorted(known), n=1, cutoff=TYPO)
+        near = difflib.get_close_matches(signal, sorted({*reading.known, *ALIASES}), n=1, cutoff=TYPO)
         message = f"{where}: '{signal}' is no shipped signal, so every step must pass it as a scalar."
         hint = f"Did you mean '{near[0]}'?" if near else ""
         level = "warning" if near else "note"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .. import logic
-from ..formula import After, Always, Connective, Formula, Not, Once, Previously, Since, Var, children
+from ..formula import After, Always, Connective, Formula, Not, Once, Previously, Since, Var
 
 
 def truth(
@@ -39,19 +39,14 @@ def truth(
             return atoms.get((name, lag), atoms[name, 0])
         case Not(operand):
             return 1 - at(operand, lag)[..., ::-1]
-        case Connective("iff", (a, b)):
-            both = (Connective("implies", (a, b)), Connective("implies", (b, a)))
-            return at(Connective("and", both), lag)
-        case Connective("xor", (a, b)):
-            both = (Connective("or", (a, b)), Connective("nand", (a, b)))
-            return at(Connective("and", both), lag)
-        case Connective(kind, _, weights):
-            bias, coefficients, corner = logic.coefficients(kind, weights)
-            total = np.float64(bias)
-            for child, c, origin in zip(children(formula), coefficients, corner, strict=True):
-                x = at(child, lag)
-                total = total + c * ((x if c > 0 else x[..., ::-1]) - origin)
-            return np.clip(total, 0, 1)
+        case Connective("iff", operands):  # each operand once: a chain of n is no tree of 2^n
+            a, b = (at(operand, lag) for operand in operands)
+            return _connect("and", (_connect("implies", (a, b)), _connect("implies", (b, a))))
+        case Connective("xor", operands):
+            a, b = (at(operand, lag) for operand in operands)
+            return _connect("and", (_connect("or", (a, b)), _connect("nand", (a, b))))
+        case Connective(kind, operands, weights):
+            return _connect(kind, [at(operand, lag) for operand in operands], weights)
         case After(first, operand):
             inner = at(operand, lag)
             return inner if step >= first else np.broadcast_to(np.array([0.0, 1.0]), inner.shape)
@@ -69,3 +64,12 @@ def truth(
             ]
             return np.max(held, axis=0)
     raise TypeError(f"{formula!r} is no formula")
+
+
+def _connect(kind: str, operands: Sequence[np.ndarray], weights: Sequence[float] = (1.0, 1.0)) -> np.ndarray:
+    """A connective over truth intervals [.., 2]."""
+    bias, coefficients, corner = logic.coefficients(kind, weights)
+    total = np.float64(bias)
+    for x, c, origin in zip(operands, coefficients, corner, strict=True):
+        total = total + c * ((x if c > 0 else x[..., ::-1]) - origin)
+    return np.clip(total, 0, 1)

@@ -22,6 +22,8 @@ import numpy as np
 from ..errors import LogError
 
 MAX_COLUMNS = 20_000  # far beyond a log of 64 layers x 64 experts with a column for each
+MAX_LINE = 2**24  # bytes of text; a row of 64 layers x 64 experts has 80 thousand
+MAX_CELLS = 2**30  # 8 GiB
 Note = Callable[[str], None]
 
 
@@ -88,11 +90,9 @@ class Cells:
                 parts = list(self._one_by_one(name, rows, values))
             self._parts[name] += parts
         self._open.clear()
-        if len(self._parts) > MAX_COLUMNS:
-            raise LogError(
-                f"the log has more than {MAX_COLUMNS:,} columns: its keys differ from row to row, so they "
-                "are data, not names. Log such values as a list under one key."
-            )
+        check_columns(len(self._parts))
+        if (cells := sum(part.values.size for parts in self._parts.values() for part in parts)) > MAX_CELLS:
+            raise too_large(cells)
 
     def _one_by_one(self, name: str, rows: list[int], values: list[Any]) -> Iterator[Column]:
         """Columns of one shape each; what is not a number is counted."""
@@ -142,6 +142,23 @@ class Cells:
             order = np.argsort(rows, kind="stable")
             found |= _spread(name, rows[order], values[order])
         return found
+
+
+def check_columns(count: int) -> None:
+    """Raises a LogError for more columns than a log has."""
+    if count > MAX_COLUMNS:
+        raise LogError(
+            f"the log has more than {MAX_COLUMNS:,} columns: its keys differ from row to row, so they "
+            "are data, not names. Log such values as a list under one key."
+        )
+
+
+def too_large(cells: int) -> LogError:
+    """The error for more values than a log can have."""
+    return LogError(
+        f"{cells:,} values are more than a log can have ({MAX_CELLS:,}). "
+        "Keep the columns that rules are about."
+    )
 
 
 def _spread(name: str, rows: np.ndarray, values: np.ndarray) -> dict[str, Column]:

@@ -14,13 +14,15 @@ import numpy as np
 
 from ..errors import LogError
 from ..paths import AnyPath, zarr_store
-from .cells import Column, Note, Table
+from .cells import MAX_CELLS, Column, Note, Table, too_large
 from .log import STEP_NAMES
 
 if TYPE_CHECKING:
     import xarray as xr
 
 MAX_PARTS = 4096  # columns of one variable
+# An index would read the steps, however many are declared.
+LAZILY: Any = {"decode_times": False, "create_default_indexes": False}
 
 
 def read_dataset(path: AnyPath, note: Note) -> Table:
@@ -30,21 +32,36 @@ def read_dataset(path: AnyPath, note: Note) -> Table:
         LogError: xarray cannot open it, or no dimension is like a step.
     """
     with _open(path) as dataset:
-        dim = _step_dimension(dataset)
-        rows = dataset.sizes[dim]
-        columns: dict[str, Column] = {}
-        for name, variable in dataset.variables.items():
-            if dim not in variable.dims or name == dim:
-                continue
-            if not np.issubdtype(variable.dtype, np.number) and variable.dtype != bool:
-                note(f"'{name}' holds no numbers and is left out")
-                continue
-            columns |= _columns(str(name), dataset, dim, note)
-        steps = dataset.variables.get(dim)
-        if steps is None:
-            return Table(columns, rows)
-        columns[dim] = Column(np.arange(rows), np.asarray(steps.values, np.float64))
+        try:
+            return _table(dataset, note)
+        except LogError:
+            raise
+        except Exception as error:  # whatever the library under xarray raises over what it cannot read
+            raise LogError(
+                f"its values cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]}). "
+                "Usual cause: it was copied in part. Copy it again."
+            ) from None
+
+
+def _table(dataset: xr.Dataset, note: Note) -> Table:
+    dim = _step_dimension(dataset)
+    rows = dataset.sizes[dim]
+    columns: dict[str, Column] = {}
+    cells = sum(each.size for each in dataset.variables.values() if dim in each.dims)
+    if cells > MAX_CELLS:  # a store may declare what nobody ever wrote
+        raise too_large(cells)
+    for name, variable in dataset.variables.items():
+        if dim not in variable.dims or name == dim:
+            continue
+        if not np.issubdtype(variable.dtype, np.number) and variable.dtype != bool:
+            note(f"'{name}' holds no numbers and is left out")
+            continue
+        columns |= _columns(str(name), dataset, dim, note)
+    steps = dataset.variables.get(dim)
+    if steps is None:
         return Table(columns, rows)
+    columns[dim] = Column(np.arange(rows), np.asarray(steps.values, np.float64))
+    return Table(columns, rows)
 
 
 def _open(path: AnyPath) -> xr.Dataset:
@@ -52,9 +69,11 @@ def _open(path: AnyPath) -> xr.Dataset:
 
     try:
         if path.is_dir():
-            store: Any = zarr_store(path, read_only=True)
-            return xr.open_dataset(store, engine="zarr", decode_times=False, consolidated=False)
-        return xr.open_dataset(str(path), decode_times=False)
+            from ..guarded import Guarded
+
+            store: Any = Guarded(zarr_store(path, read_only=True))
+            return xr.open_dataset(store, engine="zarr", consolidated=False, **LAZILY)
+        return xr.open_dataset(str(path), **LAZILY)
     except Exception as error:  # whatever the library under xarray raises over a file of somebody else
         told = " ".join(str(error).split())[:200]
         install = "pip install h5netcdf" if path.is_file() else "copy the whole directory"

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import LogError
 from ..paths import AnyPath
-from .cells import Column, Note, Table, counted
+from .cells import MAX_LINE, Column, Note, Table, check_columns, counted
 
 
 def read_csv(path: AnyPath, note: Note) -> Table:
@@ -22,6 +22,7 @@ def read_csv(path: AnyPath, note: Note) -> Table:
 
     blank, header = _header(path)
     separator = max(",;\t", key=header.count)
+    check_columns(header.count(separator) + 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
@@ -64,10 +65,14 @@ def read_csv(path: AnyPath, note: Note) -> Table:
 def _header(path: AnyPath) -> tuple[int, str]:
     """Number of blank lines before the header, and the header."""
     with path.open("rb") as file:
-        lines = ((blank, line) for blank, line in enumerate(file) if line.strip())
-        blank, line = next(lines, (0, b""))
+        read = iter(lambda: file.readline(MAX_LINE + 1), b"")
+        blank, line = next(((blank, line) for blank, line in enumerate(read) if line.strip()), (0, b""))
     if not line:
         raise LogError("the file is empty. A log has one row a step.")
+    if len(line) > MAX_LINE:
+        raise LogError(
+            f"the first line has more than {MAX_LINE:,} bytes; it should be the names of the columns."
+        )
     try:
         header = line.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -19,7 +19,8 @@ from .cells import Cells, Column, Note, Table
 from .log import LARGEST_STEP
 
 SETTLE_EVENTS = 50_000
-MAX_RECORD = 2**31  # bytes; protobuf reads no more
+MAX_RECORD = 2**28  # bytes; a picture has some millions
+MAX_REPEATED = 2**12  # numbers of a tensor that is written as one
 TENSOR_TYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8"}  # of tensorflow/core/framework/types.proto
 TENSOR_FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 9: "int64_val"}
 
@@ -88,7 +89,12 @@ def _records(stream: BinaryIO, name: str, note: Note) -> Iterator[bytes]:
                 f"the record at byte {begin:,} is damaged, or the file is none of TensorBoard's. "
                 "Copy it again, take it away, or name the --log-format."
             )
-        body = stream.read(length + 4) if length < MAX_RECORD else b""
+        if length > MAX_RECORD:
+            raise LogError(
+                f"the record at byte {begin:,} is to have {length:,} bytes, more than {MAX_RECORD:,}: "
+                "the file is damaged. Copy it again, or take it away."
+            )
+        body = stream.read(length + 4)
         if len(head) < 12 or len(body) < length + 4:
             note(f"{name}: the last record is cut off and left out")
             return
@@ -101,7 +107,7 @@ def _records(stream: BinaryIO, name: str, note: Note) -> Iterator[bytes]:
 def _tensor(tensor: Any) -> np.ndarray | None:
     """The numbers of a tensor of rank 0 or 1, or None if it is another (an image, text, ..)."""
     shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
-    if tensor.dtype not in TENSOR_TYPES or len(shape) > 1:
+    if tensor.dtype not in TENSOR_TYPES or len(shape) > 1 or min(shape, default=0) < 0:
         return None
     if tensor.tensor_content:
         raw = tensor.tensor_content
@@ -110,6 +116,6 @@ def _tensor(tensor: Any) -> np.ndarray | None:
         values = np.frombuffer(raw, TENSOR_TYPES[tensor.dtype])
     else:
         values = np.array(getattr(tensor, TENSOR_FIELDS[tensor.dtype]))
-    if len(values) == 1:  # a repeated value is written once
-        values = np.broadcast_to(values, shape) if max(shape, default=0) < 2**16 else values
+    if len(values) == 1 and shape:  # a repeated value is written once
+        values = np.broadcast_to(values, shape) if shape[0] <= MAX_REPEATED else values
     return values.reshape(shape) if values.size == np.prod(shape) else None

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import LogError
 from ..paths import AnyPath
-from .cells import Cells, Note, Table
+from .cells import MAX_LINE, Cells, Note, Table
 
 SETTLE_ROWS = 20_000  # objects that are held at once
 
@@ -22,13 +22,18 @@ def read_jsonlines(path: AnyPath, note: Note) -> Table:
     """Reads a file.
 
     Raises:
-        LogError: a line other than the last is no object.
+        LogError: a line other than the last is no object, or one is far too long.
     """
     lines: list[int] = []  # line number of each row
     cells = Cells(lambda row: f"line {lines[row]:,}")
     bad: tuple[int, str] | None = None  # a line that cannot be read: fatal unless it is the last
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
+            if len(line) > MAX_LINE:
+                raise LogError(
+                    f"line {number:,} has more than {MAX_LINE:,} bytes. A log has one short object a line; "
+                    "what is no metric is better kept elsewhere."
+                )
             if not (line := line.strip()):
                 continue
             if bad:

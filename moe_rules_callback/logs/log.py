@@ -9,13 +9,13 @@ log.notes                       what was repaired or left out, one sentence each
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import LogError, closest
 from ..paths import AnyPath
-from .cells import Column, Note, Table, counted
+from .cells import MAX_CELLS, Column, Note, Table, counted
 from .experts import join_experts
 
 ROW_NUMBERS = "-"  # in the place of a step column
@@ -24,7 +24,7 @@ STEP_NAMES = (
     "iter", "update", "num_updates", "batch", "epoch",
 )  # fmt: skip
 LARGEST_STEP = 2**31 - 1  # the audit counts in int32
-MAX_CELLS = 2**30  # 8 GiB
+MAX_NAME = 1_000  # characters of a column
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,13 @@ def assemble(table: Table, path: AnyPath, format: str, step: str | None, notes: 
     """
     if not table.columns or not table.rows:
         raise LogError("there are no numbers. A log has one row a step, with the names of its values.")
-    columns = dict(table.columns)
+    columns = {_printable(name): column for name, column in table.columns.items() if len(name) <= MAX_NAME}
+    if long := sum(len(name) > MAX_NAME for name in table.columns):
+        left_out = counted(long, "column is left out, its name", "columns are left out, their names")
+        notes.append(f"{left_out} of over {MAX_NAME:,} characters")
+    table = replace(table, columns=columns)
     name, of_row = _steps(table, step, notes.append)
+    columns = dict(columns)
     columns.pop(name, None)
     known = of_row >= 0
     if not known.any():
@@ -151,6 +156,11 @@ def _distinct(steps: np.ndarray) -> np.ndarray:
     """Each step once, rising; for rows in order far faster than np.unique."""
     ordered = np.sort(steps, kind="stable")
     return ordered[np.diff(ordered, prepend=-1) > 0]
+
+
+def _printable(name: str) -> str:
+    """The name with what does not print as Python writes it, so that it stays on its line."""
+    return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
 
 
 def _plain(name: str) -> str:

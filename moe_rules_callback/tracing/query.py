@@ -19,6 +19,7 @@ from .walk import TAGS
 
 # XPath 2.0 refuses to compare "(3, 3)" with 10, where 1.0 finds them unequal: number("(3, 3)") is NaN.
 _NUMERIC = re.compile(r"(@[\w.-]+)\s*(=|!=|<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)")
+MAX_CHARACTERS = 10_000  # of a query
 _QUOTED = re.compile(r"""("[^"]*"|'[^']*')""")
 
 
@@ -29,6 +30,8 @@ def find(trace: Trace, xpath: str) -> list[Node]:
         TracingError: the expression cannot be read, or selects something else than nodes.
     """
     elementpath = _elementpath()
+    if len(xpath) > MAX_CHARACTERS:
+        raise TracingError(f"A query has at most {MAX_CHARACTERS:,} characters, this one has {len(xpath):,}.")
     root, nodes = trace.tree()
     try:
         selected = elementpath.select(root, _normal(xpath), parser=elementpath.XPath2Parser)
@@ -37,6 +40,10 @@ def find(trace: Trace, xpath: str) -> list[Node]:
             f"Cannot read the query {xpath!r} as XPath: {error}\n"
             """Queries look like //top_k[@k=2] or //module_call[@type="Dense"]."""
         ) from error
+    except RecursionError:
+        raise TracingError(
+            f"The query {xpath[:40]!r}.. nests hundreds of parts. Ask in several queries."
+        ) from None
     chosen = selected if isinstance(selected, list) else [selected]
     if any(id(element) not in nodes for element in chosen):
         raise TracingError(
