@@ -409,7 +409,7 @@ class RuleAuditCallback:
         for action in self._actions:
             action.start(run)
         hold(self)
-        self._outgoing = Outgoing(self.audit, run, self._events)
+        self._outgoing = Outgoing(self.audit, run, self._events, self._store)
         return self._outgoing
 
     def _settle(self, deadline: float, ending: bool = False) -> None:

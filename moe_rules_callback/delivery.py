@@ -43,14 +43,15 @@ class Delivery:
 
     Args:
         unpack: (ring, row numbers, wall times) -> Records.
-        receive: called with each batch, on the delivery's own thread, which it must not hold up.
+        receive: called with each batch, on the delivery's own thread; and whether its first rows may have
+            been read before, since they come with a state that was restored.
         rewind: called there with a step, before rows that replace those from this step on.
     """
 
     def __init__(
         self,
         unpack: Callable[[np.ndarray, np.ndarray, np.ndarray], Records],
-        receive: Callable[[Records], None],
+        receive: Callable[[Records, bool], None],
         rewind: Callable[[int], None],
     ) -> None:
         self._unpack, self._receive, self._rewind = unpack, receive, rewind
@@ -126,16 +127,14 @@ class Delivery:
         host, total = jax.device_get((rows, row))
         total = int(total)
         oldest = max(0, total - len(rows))
+        unsure = self._seen is None
         if self._seen is None:  # a new state, or a restored one: all that it holds
-            if oldest:
-                log.warning(
-                    "the state comes with %d rows and holds the last %d: the others were overwritten before "
-                    "they were read, or belong to the run that it was restored from",
-                    total, total - oldest,
-                )  # fmt: skip
             self._seen = oldest
         elif (branch := self._branch(host, total)) is not None:
-            self._seen = branch
+            self._seen, unsure = branch, branch == oldest < total
+            if not unsure:
+                last = min(branch, total - 1)  # the first number of a row is its step
+                self._rewind(int(host[last % len(host), 0]) + branch - last if total else 0)
         elif calls > self._calls:
             rate = -(-(total - self._seen) // (calls - self._calls))
             self._rows_per_call = max(self._rows_per_call, rate, 1)
@@ -150,7 +149,7 @@ class Delivery:
         times = np.linspace(self._time, now, total - self._seen + 1)[1 + first - self._seen :]
         self._seen, self._calls, self._time, self._ring = total, calls, now, host
         if len(numbers):
-            self._receive(self._unpack(host, numbers, times))
+            self._receive(self._unpack(host, numbers, times), unsure)
 
     def _branch(self, ring: np.ndarray, total: int) -> int | None:
         """The first row that is not the one that was read before, if an older state was restored since.
@@ -164,10 +163,5 @@ class Delivery:
         if total >= self._seen and not differ.any():
             return None
         if not len(common) or differ[0]:
-            branch = oldest  # or before it
-        else:
-            branch = int(common[differ.argmax()]) if differ.any() else total
-        rewound = min(branch, total - 1)  # the first number of a row is its step
-        step = ring[rewound % held, 0] + (branch - rewound) if total else 0
-        self._rewind(int(step))
-        return branch
+            return oldest  # or before it
+        return int(common[differ.argmax()]) if differ.any() else total

@@ -16,9 +16,11 @@ from .errors import MetricsError
 from .events import Events
 from .records import Records, Run
 from .state import find_state
+from .terminal import plain
 
 log = logging.getLogger("moe_rules_callback")
 FLUSH_SECONDS = 10.0  # a slow run is shown at least so often
+STORE_PATIENCE = 10.0  # seconds that restored rows wait for the history, to be compared with it
 LAST_PATIENCE = 60.0  # seconds that the last rows wait for a place
 LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -30,11 +32,13 @@ class Outgoing:
         audit: whose rows they are, once it knows the layout of the metrics.
         run: what the plugins are told.
         events: tells them.
+        store: the sink that keeps the history.
     """
 
-    def __init__(self, audit: Audit, run: Run, events: Events) -> None:
+    def __init__(self, audit: Audit, run: Run, events: Events, store: Any) -> None:
         self.run = run
-        self._tell = events.tell
+        self._events, self._tell, self._store = events, events.tell, store
+        self._told = False  # of any rows
         self._alerts = Watch(audit.schema)
         self.latest: Any = None  # the newest AuditState, or a tree that holds it
         self._calls = self._sent_calls = 0
@@ -98,10 +102,29 @@ class Outgoing:
         if self._writes:
             self._delivery.send(state, self._calls, patience)
 
-    def _receive(self, records: Records) -> None:
+    def _receive(self, records: Records, unsure: bool) -> None:
         """On the delivery's thread."""
+        if unsure and (self._told or self.run.resume):
+            records = self._fresh(records)
+        self._told = True
+        if not len(records):
+            return
         self._tell("on_records", records=records)
         for alert in self._alerts(records):
             level = LEVELS[alert.rule.severity]
-            log.log(level if alert.ended is None else min(level, logging.WARNING), "%s", alert)
+            log.log(level if alert.ended is None else min(level, logging.WARNING), "%s", plain(alert))
             self._tell("on_alert" if alert.ended is None else "on_alert_end", alert=alert)
+
+    def _fresh(self, records: Records) -> Records:
+        """Rows of a state that was restored, less those at the beginning that the history holds: nobody is
+        told of them, or acts on them, a second time."""
+        self._events.wait_for(self._store, time.monotonic() + STORE_PATIENCE)
+        try:
+            held = self._store.held(records)
+        except Exception as error:
+            log.warning("the history could not be compared with the restored rows: %s", error)
+            held = 0
+        if self._told:
+            step = records.step[held] if held < len(records) else records.step[-1] + 1
+            self._tell("on_rewind", step=int(step))
+        return records[held:]

@@ -10,6 +10,7 @@ straight run of array operations.
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -162,7 +163,7 @@ class Plan:
             lookback=self._lookbacks.init(layers + 1),
             trends=self._judges.init(layers),
             program=self._program.init(layers),
-            rows=jnp.tile(empty, (self._ring, 1)),
+            ring={self._mark: jnp.tile(empty, (self._ring, 1))},
         )
 
     def update(
@@ -172,7 +173,17 @@ class Plan:
         routers: Sequence[Routers] | Sequence[Summary],
         step: Any,
     ) -> AuditState:
-        """Take in one step: the state with one row more."""
+        """Take in one step: the state with one row more.
+
+        Raises:
+            MetricsError: the state is one of other rules.
+        """
+        if [*state.ring] != [self._mark]:
+            raise MetricsError(
+                "the state is one of another audit, with other rules, predicates or layers. Usual causes: "
+                "two audits whose states were exchanged, or a checkpoint from before a rule was changed. "
+                "Begin with a new state, audit.init(metrics)."
+            )
         step = state.step + 1 if step is None else jnp.asarray(step, jnp.int32)
         with jax.named_scope("moe_rules.statistics"):
             groups = measure(routers, self._statistics)
@@ -191,7 +202,15 @@ class Plan:
             states = logic.classify(headline, self._threshold)
             told = [truth.ravel(), layered.ravel(), values[:, -1], self._shares(groups).ravel()]
             rows = put(state.rows, pack(step, states, jnp.concatenate(told)), state.row % self._ring)
-        return AuditState(step, state.row + 1, tuple(recent), lookback, trends, program, rows)
+        return AuditState(step, state.row + 1, tuple(recent), lookback, trends, program, {self._mark: rows})
+
+    @cached_property
+    def _mark(self) -> str:
+        """What a state remembers, in a word."""
+        schema = self.schema
+        rules = [str(rule.formula) for rule in schema.rules]
+        what = rules, sorted(schema.predicates.items()), self._order, schema.layers, schema.routers
+        return f"of_{zlib.crc32(repr(what).encode()):08x}"
 
     def _recall(self, state: AuditState, groups: list[Statistics]) -> list[jax.Array]:
         """Take in the loads, and give the statistics their mean over the last rows."""

@@ -26,8 +26,8 @@ class AuditState:
         lookback: windows of the signals that others are computed from.
         trends: windows of the signals that predicates look back on.
         program: what the past operators of the rules remember.
-        rows: int32 [R, ..], a ring of finished rows until they are drained; row i, as made by `pack`, stands
-            at i % R. One array is one write a step, and one transfer.
+        ring: `rows`, under a name made of the rules, their predicates and the layers: a checkpoint of others,
+            whose windows may have the same shapes, is none of this audit, and Orbax says so.
     """
 
     step: jax.Array
@@ -36,7 +36,14 @@ class AuditState:
     lookback: tuple[jax.Array, ...]
     trends: tuple[jax.Array, ...]
     program: States
-    rows: jax.Array
+    ring: dict[str, jax.Array]
+
+    @property
+    def rows(self) -> jax.Array:
+        """int32 [R, ..], a ring of finished rows until they are drained; row i, as made by `pack`, stands at
+        i % R. One array is one write a step, and one transfer."""
+        (rows,) = self.ring.values()
+        return rows
 
 
 def pack(step: jax.Array, state: jax.Array, values: jax.Array) -> jax.Array:
@@ -61,7 +68,7 @@ def find_state(tree: Any) -> AuditState | None:
     if found is None:
         return None
     # nnx.Optimizer wraps each array of its state in a variable, which is a node of one leaf.
-    own = jax.tree.structure(found, is_leaf=lambda node: not isinstance(node, AuditState | tuple))
+    own = jax.tree.structure(found, is_leaf=lambda node: not isinstance(node, AuditState | tuple | dict))
     return jax.tree.unflatten(own, jax.tree.leaves(found))
 
 
@@ -85,11 +92,11 @@ def restored(given: Any, like: AuditState) -> AuditState:
         leaves, tree = jax.tree.flatten(getattr(like, each.name))
         saved = [np.asarray(leaf) for leaf in jax.tree.leaves(parts.get(each.name))]
         shapes, expected = ([(leaf.shape, leaf.dtype) for leaf in some] for some in (saved, leaves))
-        if shapes != expected:
+        if shapes != expected or (each.name == "ring" and [*(parts["ring"] or ())] != [*like.ring]):
             raise HistoryError(
                 f"the state to restore is not one of this audit: its `{each.name}` differs. Usual cause: it "
-                "was saved with other rules, signals, layers, top_k or flush_every. Make the callback as it "
-                "was then; or restore nothing, and windows begin anew."
+                "was saved with other rules, predicates, signals, layers, top_k or flush_every. Make the "
+                "callback as it was then; or restore nothing, and windows begin anew."
             )
         found[each.name] = jax.tree.unflatten(tree, saved)
     return AuditState(**found)

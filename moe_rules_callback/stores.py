@@ -12,7 +12,7 @@ import numpy as np
 from .columns import attributes, coordinates
 from .errors import HistoryError
 from .paths import AnyPath, is_there, names_in, zarr_store
-from .records import Schema
+from .records import ARRAYS, Records, Schema
 
 if TYPE_CHECKING:
     import zarr
@@ -50,6 +50,20 @@ def written_rows(store: AnyPath) -> int:
         return 0
     last = np.asarray(step[begins[after - 1] : begins[after - 1] + chunk])
     return begins[after - 1] + int((last >= 0).sum())
+
+
+def held(store: AnyPath, records: Records) -> int:
+    """How many of these rows, from the first on, a store of their schema holds, see `Records.held`."""
+    known = arrays(store)
+    steps = np.asarray(known["step"][: written_rows(store)])
+    found = np.flatnonzero(steps == records.step[0])
+    if not len(found):
+        return 0
+    rows = slice(int(found[-1]), int(found[-1]) + len(records))
+    number = len(steps[rows])
+    stored = {name: np.asarray(known[name][rows])[:number] for name in ARRAYS if name in known}
+    no_experts = np.zeros((number, *records.expert_share.shape[1:]), np.float32)
+    return Records(records.schema, **({"expert_share": no_experts} | stored)).held(records)
 
 
 def arrays(store: AnyPath, mode: Literal["r", "r+"] = "r") -> dict[str, zarr.Array]:
@@ -96,6 +110,12 @@ def _misfit(store: AnyPath, schema: Schema) -> str:
         for what in ("text", "formula", "threshold", "kind"):
             if old[name][what] != new[name][what]:
                 return f"the {what} of rule {name!r} was {old[name][what]!r} and is {new[name][what]!r}"
+    old, new = (json.loads(str(each["predicates"])) for each in (group.attrs, attributes(schema, {})))
+    for name in old.keys() & new.keys():
+        if odd := [key for key in new[name] if old[name].get(key) != new[name][key]]:
+            return (
+                f"the {odd[0]} of predicate {name!r} was {old[name].get(odd[0])} and is {new[name][odd[0]]}"
+            )
     for name, values in coordinates(schema).items():
         before = np.asarray(known[name][:]).tolist() if name in known else []
         if before != values.tolist():

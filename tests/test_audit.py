@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -15,11 +16,13 @@ from audited import drive, records, signal, state, truth, unpack
 
 from moe_rules_callback import (
     Audit,
+    HistoryError,
     MetricsError,
     Predicate,
     Rulebook,
 )
 from moe_rules_callback.language import parse_rule
+from moe_rules_callback.state import restored
 
 rng = np.random.default_rng(0)
 RULES = {
@@ -201,3 +204,39 @@ def test_inside_a_program_with_other_settings(strict: Any) -> None:
         other = drive(Audit(rules, top_k=2, signals="all"), [metrics] * 2)
     assert jax.tree.map(lambda x: x.dtype, plain) == jax.tree.map(lambda x: x.dtype, other)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), plain, other)
+
+
+def test_a_state_of_other_rules_is_refused():
+    mine, other = Audit({"r": "previously(high_loss)"}), Audit({"r": "previously(low_loss)"})
+    metrics = {"loss": 1.0}
+    mine.init(metrics)
+    with pytest.raises(MetricsError) as error:
+        mine.update(other.init(metrics), metrics)
+    assert str(error.value) == (
+        "the state is one of another audit, with other rules, predicates or layers. Usual causes: two audits "
+        "whose states were exchanged, or a checkpoint from before a rule was changed. Begin with a new "
+        "state, audit.init(metrics)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({"r": "0.9 :: G(high_loss)"}, True),  # only what the truth is compared with
+        ({"another": "G(high_loss)"}, True),
+        ({"r": "G(low_loss)"}, False),
+        ({"r": "F(high_loss)"}, False),
+    ],
+)
+def test_what_a_state_can_be_restored_into(change, kept):
+    metrics = {"loss": 1.0}
+    begun = Audit({"r": "G(high_loss)"}).init(metrics)
+    like = Audit(change).init(metrics)
+    if kept:
+        jax.tree.map(np.testing.assert_array_equal, restored(begun, like), begun)
+        mapping = {field.name: getattr(begun, field.name) for field in dataclasses.fields(begun)}
+        jax.tree.map(np.testing.assert_array_equal, restored(mapping, like), begun)
+        return
+    with pytest.raises(HistoryError) as error:
+        restored(begun, like)
+    assert str(error.value).startswith("the state to restore is not one of this audit: its `ring` differs.")

@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from collector import make
+from collector import HOT, make
 
 from moe_rules_callback import (
     HistoryError,
     MetricsError,
+    Predicate,
+    RuleAuditCallback,
+    Rulebook,
     State,
     delivery,
     events,
@@ -246,6 +249,16 @@ def test_a_run_that_resumes_replaces_what_came_after_its_checkpoint(tmp_path):
     history = open_history(tmp_path)
     assert history.step.values.tolist() == list(range(8))
     assert history.signal_value.sel(signal="x", layer="model").values.tolist() == [0] * 3 + [1] * 5
+
+
+def test_a_run_that_resumes_with_another_curve_begins_a_linked_history(tmp_path, caplog):
+    for offset in (-0.5, -0.4):
+        rules = Rulebook("test", (HOT,), {"is_hot": Predicate("x", "low", offset)})
+        with RuleAuditCallback(rules, logdir=tmp_path, sinks="zarr", resume=True) as audit:
+            audit.on_step({"x": 0.0})
+    assert audit.path == tmp_path / "audit-2.zarr"
+    assert "cannot be continued: the offset of predicate 'is_hot' was -0.5 and is -0.4" in caplog.text
+    assert open_history(tmp_path).attrs["continues"] == "audit.zarr"
 
 
 def test_history_where_nothing_could_be_written(tmp_path, caplog, monkeypatch):

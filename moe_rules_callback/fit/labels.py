@@ -34,24 +34,25 @@ def read_labels(path: str | os.PathLike[str]) -> dict[str, dict[str, list[tuple[
     found: dict[str, dict[str, list[tuple[int, int | None]]]] = {}
     try:
         lines = Path(path).read_text("utf-8-sig").splitlines()
-    except ValueError as error:
-        raise FitError(f"{path} is no text in UTF-8: {error}.") from None
-    table = csv.DictReader(lines, skipinitialspace=True, restval="")
+        table = csv.DictReader(lines, skipinitialspace=True, restval="")
+        rows = [(table.line_num, row) for row in table]
+    except (ValueError, csv.Error) as error:
+        raise FitError(f"{path} is no table in UTF-8: {error}.") from None
     if lacking := [name for name in COLUMNS if name not in (table.fieldnames or ())]:
         raise FitError(f"{path} lacks the column '{lacking[0]}'. Its first line is: {','.join(COLUMNS)}.")
-    for row in table:
+    for line, row in rows:
         intervals = found.setdefault(row["run"].strip(), {}).setdefault(row["rule"].strip(), [])
         try:
             start, end = (int(row[key]) if row[key].strip() else None for key in ("start", "end"))
         except ValueError:
             raise FitError(
-                f"{path}, line {table.line_num}: start and end are steps, whole numbers, or empty."
+                f"{path}, line {line}: start and end are steps, whole numbers, or empty."
             ) from None
         if start is not None:
             intervals.append((start, end))
         elif end is not None:
             raise FitError(
-                f"{path}, line {table.line_num}: there is an end and no start. Give both; or neither, where "
+                f"{path}, line {line}: there is an end and no start. Give both; or neither, where "
                 "the rule ought never to be TRUE."
             )
     return found

@@ -44,11 +44,14 @@ def read_affinity(path: str | AnyPath) -> Affinity:
     """The table in a CSV file, separated by commas, semicolons or tabs.
 
     Raises:
-        MetricsError: there are no numbers, rows differ in length, or a cell is not a number.
+        MetricsError: it is no text, there are no numbers, rows differ in length, or a cell is not a number.
     """
-    text = as_path(path).read_text("utf-8-sig")
-    separator = max(",;\t", key=text.partition("\n")[0].count)
-    lines = [(n, [cell.strip() for cell in line]) for n, line in _lines(text, separator) if any(line)]
+    try:
+        text = as_path(path).read_text("utf-8-sig")
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        lines = [(n, [cell.strip() for cell in line]) for n, line in _lines(text, separator) if any(line)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise MetricsError(f"{path} is no table in UTF-8: {error}.") from None
     first = lines[0][1] if lines else []
     header = first if _is_header(first, [cells for _, cells in lines[1:]]) else None
     body = lines[1:] if header else lines

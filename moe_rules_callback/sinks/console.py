@@ -17,6 +17,7 @@ import numpy as np
 
 from ..hookspecs import hookimpl
 from ..records import Records, Run, State
+from ..terminal import plain
 
 SIGNS = {State.TRUE: "+", State.FALSE: "-", State.UNKNOWN: "?", State.CONTRADICTORY: "!"}
 FREE_LINES = 20
@@ -53,7 +54,8 @@ class ConsoleSink:
         before, self._last = self._last, records[-1:]
         self._first = self._first or records[:1]
         now = float(self._last.wall_time[0])
-        due = self._lines < FREE_LINES or now - self._line_time >= SECONDS_BETWEEN_LINES
+        since = abs(now - self._line_time)  # a clock set back silences nobody
+        due = self._lines < FREE_LINES or since >= SECONDS_BETWEEN_LINES
         if due and (self._last.state[0] != self._told).any():
             self._print(_changes(self._last, self._told))
             self._told = self._last.state[0]
@@ -75,7 +77,7 @@ class ConsoleSink:
 
     def _print(self, line: str) -> None:
         clear = "\r\x1b[K" if self._live else ""
-        self._out.write(f"{clear}{line}\n")
+        self._out.write(f"{clear}{plain(line)}\n")
         self._out.flush()
 
     def _progress(self, since: Records, last: Records) -> str:

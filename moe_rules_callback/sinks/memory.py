@@ -57,6 +57,12 @@ class MemorySink:
                 "%d rows from step %d on are replaced, since an older state was restored", dropped, step
             )
 
+    def held(self, records: Records) -> int:
+        """How many of these rows, from the first on, are kept, see `Records.held`."""
+        batches, first = list(self._batches), records.step[0]
+        begins = [number for number, batch in enumerate(batches) if (batch.step == first).any()]
+        return Records.joined(batches[begins[-1] :]).held(records) if begins else 0
+
     def dataset(self, run: Run) -> xr.Dataset:
         """What is kept, as a dataset. Call it while no records arrive."""
         from ..history import records_to_dataset

@@ -99,8 +99,9 @@ def describe_rules(schema: Schema) -> str:
 
 
 def _legal(tag: str) -> str:
-    """A layer found in a traced program is called `['layers'][0]['moe']`; this gives layers_0_moe."""
-    parts = (re.sub(r"[^A-Za-z0-9_.\-]+", "_", part).strip("_") for part in tag.split("/"))
+    """A layer found in a traced program is called `['layers'][0]['moe']`; this gives layers_0_moe. No part is
+    `..`, in case that somebody makes files of tags."""
+    parts = (re.sub(r"[^A-Za-z0-9_.\-]+|^\.+$", "_", part).strip("_") for part in tag.split("/"))
     return "/".join(part or "unnamed" for part in parts)
 
 

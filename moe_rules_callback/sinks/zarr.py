@@ -2,7 +2,7 @@
 
     ZarrSink()                      # <logdir>/audit.zarr; the next run audit-2.zarr, ...
     ZarrSink("gs://bucket/runs/demo/my.zarr")
-    xarray.open_zarr("runs/demo/audit.zarr", consolidated=False)    # rows with step = -1: not written
+    xarray.open_zarr("runs/demo/audit.zarr")    # while it is written: rows with step = -1 are not there yet
 
 A new store claims its name by a file that one process alone can create; it counts once the `zarr.json`
 of its group is there, which comes last. All arrays are declared far ahead, since unwritten chunks cost
@@ -38,7 +38,7 @@ from ..errors import HistoryError
 from ..hookspecs import hookimpl
 from ..paths import AnyPath, as_path, claim, put, retried
 from ..records import Records, Run
-from ..stores import arrays, misfit, numbered, stores, written_rows
+from ..stores import arrays, held, misfit, numbered, stores, written_rows
 from . import new_store
 
 logger = logging.getLogger("moe_rules_callback")
@@ -76,6 +76,10 @@ class ZarrSink:
             return -1
         return int(cast(np.ndarray, arrays(existing[-1])["step"][rows - 1]))
 
+    def held(self, records: Records) -> int:
+        """How many of these rows, from the first on, the store holds, see `Records.held`."""
+        return 0 if self.path is None else held(self.path, records)
+
     def _place(self, logdir: AnyPath | None) -> AnyPath:
         """The name of the first store."""
         if self._wanted is None and logdir is None:
@@ -90,7 +94,7 @@ class ZarrSink:
         wanted = self._place(run.logdir)
         self._run, self._columns = run, columns(run.schema)
         with retried(wanted):
-            existing = stores(wanted)
+            existing = [store for store in stores(wanted) if store != self._claimed]
             newest = existing[-1] if existing else None
             why_not = misfit(newest, run.schema) if newest and run.resume else ""
             if newest and run.resume and not why_not:
@@ -112,7 +116,7 @@ class ZarrSink:
         assert self.path is not None
         with retried(self.path):
             if not self._is_ours():
-                lost, self._claimed = self.path, None
+                lost = self.path
                 self._begin(lost.name)
                 logger.warning(
                     "another run continues %s; rows from step %d on go to %s. Give each run that is alive a "
@@ -124,10 +128,12 @@ class ZarrSink:
                 self._rewind_pending = False
             if self._rows + len(records) > self._declared:
                 self._declare(self._rows + len(records) + new_store.DECLARED_ROWS)
+                self._arrays = arrays(self.path, mode="r+")  # which know how long they are
             rows = {column.name: self._from_chunk(column.name, records) for column in self._columns}
             *others, step = self._columns  # `step`, the commit mark, is the last
             put({path: data for column in others for path, data in self._chunks(column, rows[column.name])})
-            put(dict(self._chunks(step, rows["step"])))
+            for path, data in self._chunks(step, rows["step"]):  # in this order, in an object store too
+                put({path: data})
         self._rows += len(records)
         for name, known in rows.items():
             self._tails[name] = known[len(known) - self._rows % self._arrays[name].chunks[0] :].copy()
@@ -156,15 +162,16 @@ class ZarrSink:
         put({path / key: data for key, data in files.items() if key != "zarr.json"})
         put({path / "zarr.json": files["zarr.json"]})
         self._open(path, rows=0)
+        self._claimed = None
         self._rewind_pending, self._declared = False, new_store.DECLARED_ROWS
 
     def _continue(self, path: AnyPath) -> None:
         """A store that is there; who else writes it will notice."""
         rows = written_rows(path)
-        self._open(path, rows)
-        self._rewind_pending = True
+        self.path, self._rewind_pending = path, True
         self._amend(writer=self._writer)
         self._declare(max(new_store.DECLARED_ROWS, rows))
+        self._open(path, rows)
 
     def _open(self, path: AnyPath, rows: int) -> None:
         self._arrays = arrays(path, mode="r+")
@@ -209,27 +216,30 @@ class ZarrSink:
             yield folder.joinpath(*key), Zstd(level=0).encode(chunk)
 
     def _declare(self, rows: int) -> None:
-        """Gives every array this length; `step` comes last.
+        """Gives every array this length; it counts once the `zarr.json` of the group tells it.
 
         zarr's own resize looks in the store for every chunk that the longer array could have had, which
-        takes seconds; the length is one number in the array's metadata, and replaced in one piece.
+        takes seconds; the length is one number in the array's metadata.
         """
         assert self.path is not None
-        metadata = {}
+        told = json.loads((self.path / "zarr.json").read_bytes())
+        known = told["consolidated_metadata"]["metadata"]
         for column in self._columns:
-            path = self.path / column.name / "zarr.json"
-            told = json.loads(path.read_bytes())
-            told["shape"][0] = rows
-            metadata[path] = json.dumps(told, indent=2).encode()
-        step = dict([metadata.popitem()])
-        put(metadata)
-        put(step)
+            known[column.name]["shape"][0] = rows
+        put(
+            {
+                self.path / column.name / "zarr.json": json.dumps(known[column.name], indent=2).encode()
+                for column in self._columns
+            }
+        )
+        put({self.path / "zarr.json": json.dumps(told, indent=2).encode()})
         self._declared = rows
 
     def _rewind(self, first: int) -> None:
         """Unwrites the rows from step `first` on, last chunk first: what is left is always a prefix."""
         array = self._arrays["step"]
-        kept = np.flatnonzero(np.asarray(array[: self._rows]) < first)
+        steps = np.asarray(array[: self._rows])
+        kept = np.flatnonzero((steps >= 0) & (steps < first))  # an attempt before may have unwritten some
         keep, chunk = int(kept[-1]) + 1 if len(kept) else 0, array.chunks[0]
         if keep == self._rows:
             return

@@ -159,16 +159,10 @@ def resume_where_it_ended(logdir: Path) -> Collector:
     return seen
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="rows that a restored state brings along replace themselves"
-)
 def test_a_run_that_goes_on_where_it_ended_replaces_nothing(tmp_path: Path) -> None:
     resume_where_it_ended(tmp_path)
     assert replaced(tmp_path) == []
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="rows that a restored state brings along are judged again"
-)
 def test_a_run_that_goes_on_is_not_told_again_of_alerts_that_are_over(tmp_path: Path) -> None:
     assert resume_where_it_ended(tmp_path).alerts == []
