@@ -4,7 +4,7 @@
 
     live      as a run that goes on or was killed leaves it: declared far ahead
     closed    by the sink, at the end of the run
-    xarray    `xarray.open_zarr(path, consolidated=False)`, as those do who do not know this package
+    xarray    `xarray.open_zarr(path)`, as those do who do not know this package
     truth     of one rule, both bounds, from a history that has just been opened
     a plot    each picture of `moe-rules plot`, from a history that has just been opened, without saving
 
@@ -83,7 +83,7 @@ def figures(store: Path, rounds: int) -> dict[str, float]:
 
     ways: dict[str, Callable[[], Any]] = {
         "open_history": lambda: open_history(store),
-        "xarray": lambda: xr.open_zarr(store, consolidated=False),
+        "xarray": lambda: xr.open_zarr(store),
         "truth": truth,
         "verdicts": lambda: open_history(store).moe_rules.verdicts(),
         **{name: drawing(plot) for name, plot in FIGURES.items()},

@@ -1,9 +1,10 @@
-"""Memory, threads, open files and files on disk over a long run with a `logdir`: all but the last stay flat.
+"""Memory, threads, open files and files on disk over a long run with all sinks: all but the last stay flat.
 
     python -m benchmarks.long_run [--steps 100000] [--rules nano_moe] [--tokens 64]
 
 The audit stands beside a loop that does nothing else, so rows come as fast as they can be evaluated. What
-Linux counts for this process is printed at powers of ten; what waits for the sinks is written first.
+Linux counts for this process is printed at powers of ten and half-way; what waits for the sinks is written
+first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 
 from moe_rules_callback import RuleAuditCallback
+from moe_rules_callback.sinks import ConsoleSink
 
 MIB = 2**20
 FIRST = 1_000
@@ -35,12 +37,15 @@ def main() -> None:
     probs = jax.nn.softmax(jax.random.normal(jax.random.key(0), (options.tokens, 8)))
     params = {"router": {"kernel": probs}}
     loss = np.random.default_rng(0).normal(2, 0.1, options.steps + 1).astype(np.float32)
-    marks = {FIRST * 10**power for power in range(9)} | {options.steps}
+    marks = {FIRST * 10**power for power in range(9)} | {options.steps // 2, options.steps}
     print(f"{options.rules}, {options.tokens} tokens, 8 experts")
     print(f"{'steps':>10}{'resident MiB':>14}{'threads':>9}{'open files':>12}{'files':>8}{'MiB on disk':>13}")
     with (
         tempfile.TemporaryDirectory() as logdir,
-        RuleAuditCallback(options.rules, logdir=logdir, top_k=2) as audit,
+        open(os.devnull, "w") as nowhere,
+        RuleAuditCallback(
+            options.rules, logdir=logdir, top_k=2, sinks=["zarr", "tensorboard", ConsoleSink(nowhere)]
+        ) as audit,
     ):
         for step in range(1, options.steps + 1):
             audit.on_step({"loss": loss[step], "router_probs": probs, "params": params})

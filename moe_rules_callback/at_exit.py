@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures.thread  # noqa: F401  registers its shutdown before ours, see below
+import os
 import re
 import signal
 import threading
@@ -13,7 +14,9 @@ from types import FrameType
 from typing import Any
 
 GRACE = 20.0  # seconds; who sends SIGTERM sends SIGKILL later, Kubernetes and Slurm after 30
+HURRY = 2.0  # seconds that somebody who pressed Ctrl-C twice still waits
 _terminating = False
+_process = 0  # which SIGTERM ends like this
 _held: set[Any] = set()  # things that have something to close
 
 
@@ -28,10 +31,10 @@ def close_at_exit(thing: Any) -> None:
     if threading.current_thread() is threading.main_thread():  # other threads may still be training by then
         register = getattr(threading, "_register_atexit", register)
         end_on_sigterm()
-    reference = weakref.ref(thing)
+    reference, process = weakref.ref(thing), os.getpid()
 
     def close() -> None:
-        if (alive := reference()) is not None:
+        if (alive := reference()) is not None and os.getpid() == process:  # a fork has none of its threads
             alive.close()
 
     register(close)
@@ -50,10 +53,18 @@ def release(thing: Any) -> None:
 def end_on_sigterm() -> None:
     """Let SIGTERM end Python as `sys.exit` does, so that what is open is closed; from the main thread.
 
-    Nothing changes where somebody handles it: in Python, or below it as `jax.distributed` does.
+    Nothing changes where somebody handles it: in Python, or below it as `jax.distributed` does. A fork, which
+    has nothing open, dies of it as before.
     """
+    global _process
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and not _caught(signal.SIGTERM):
         signal.signal(signal.SIGTERM, _end)
+        _process = os.getpid()
+
+
+def hurry(interrupt: BaseException) -> float:
+    """Seconds that are left to whoever waits, when the user or SIGTERM interrupts it."""
+    return HURRY if isinstance(interrupt, KeyboardInterrupt) else GRACE
 
 
 def patience(seconds: float) -> float:
@@ -63,6 +74,9 @@ def patience(seconds: float) -> float:
 
 def _end(number: int, frame: FrameType | None) -> None:
     global _terminating
+    if os.getpid() != _process:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
     _terminating = True
     raise SystemExit(128 + number)  # what a shell reports of a process that the signal has killed
 

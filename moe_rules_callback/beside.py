@@ -63,6 +63,9 @@ class Beside:
         self._wide = any(isinstance(leaf, np.ndarray) and leaf.itemsize > 4 for leaf in index)
         self._shown = set(metrics)  # metrics of the first step, and later ones that were reported
         self._last_step, self._told = last_step, False
+        self._counted = (
+            False  # whether a step had a number; the first replaces what a resumed run has from it on
+        )
 
     def copy(self) -> AuditState:
         """The state, in arrays that no later step donates."""
@@ -140,12 +143,12 @@ class Beside:
         if not isinstance(number, int):
             self._last_step += 1
             return number
-        if number <= self._last_step and not self._told:
+        if self._counted and number <= self._last_step and not self._told:
             self._told = True
             log.warning(
                 "step %d comes after step %d: rows are kept in the order in which they came, but warm-ups "
                 "and plots go by the number. Count steps over the whole run, not over an epoch.",
                 number, self._last_step,
             )  # fmt: skip
-        self._last_step = number
+        self._last_step, self._counted = number, True
         return np.int32(number)

@@ -14,6 +14,7 @@ Beside the step, `on_step` is one asynchronous dispatch. Inside the step, carry 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 
 from .actions import agreement
 from .actions.action import Action, bound
-from .at_exit import close_at_exit, hold, patience, release
+from .at_exit import close_at_exit, hold, hurry, patience, release
 from .audit import Audit
 from .beside import Beside, Step
 from .errors import HistoryError, MetricsError
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from .watched import Watched
 
 log = logging.getLogger("moe_rules_callback")
-HURRY = 2.0  # seconds that close still waits when the user interrupts it
 PATIENCE = 60.0  # seconds that flush and close wait for the device and the sinks
 
 
@@ -113,6 +113,7 @@ class RuleAuditCallback:
         self._watched: Watched | None = None
         self._restored: Any = None  # a state that waits for the first step
         self._outgoing: Outgoing | None = None  # from the first step on
+        self._taking = threading.Lock()  # a state is donated to the next step, whoever takes it
         self._closed = False
         self._resumed_key = agreement.new_key("resumed")
         close_at_exit(self)
@@ -350,8 +351,8 @@ class RuleAuditCallback:
             self._settle(deadline, ending=True)
             if self._outgoing is not None:
                 self._outgoing.wait(deadline, ending=True)
-        except BaseException:  # the user interrupts the waiting
-            deadline = min(deadline, time.monotonic() + HURRY)
+        except BaseException as error:
+            deadline = min(deadline, time.monotonic() + hurry(error))
             raise
         finally:
             if self._outgoing is not None:
@@ -390,7 +391,7 @@ class RuleAuditCallback:
     def _take(self, rows: Sequence[Step]) -> None:
         """Dispatch the audit of a step, or of a block of steps at once."""
         # NaN stands for what a step does not have, and numbers of the host are meant to be transferred.
-        with jax.debug_nans(False), jax.transfer_guard_host_to_device("allow"):
+        with self._taking, jax.debug_nans(False), jax.transfer_guard_host_to_device("allow"):
             if self._beside is None:
                 beside = Beside(self.audit, rows[0][0], self._step_before())
                 if self._restored is not None:
@@ -401,7 +402,7 @@ class RuleAuditCallback:
             if not (due := self._beside.due(rows)):
                 return
             state = self._beside.step(*due[0]) if len(due) == 1 else self._beside.block(due)
-        self._outgoing.take(state, len(due))
+            self._outgoing.take(state, len(due))
 
     def _begin(self) -> Outgoing:
         """Once the layout of the metrics is known."""

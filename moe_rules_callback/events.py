@@ -9,6 +9,7 @@ from typing import Any
 
 import pluggy
 
+from .at_exit import hurry
 from .outbox import Outbox, report_off
 from .records import Run
 
@@ -76,11 +77,19 @@ class Events:
         """Call `on_train_end`, wait until all is done, and report what is not."""
         attempts_until = min(deadline, time.monotonic() + FURTHER_ATTEMPTS)
         self.tell("on_train_end", run=run)
+        interrupt: BaseException | None = None
         for box in self._boxes.values():
-            box.wait(deadline, attempts_until)
+            try:
+                box.wait(deadline, attempts_until)
+            except BaseException as error:  # Ctrl-C or SIGTERM; once more, and it is not waited for
+                interrupt = error
+                deadline = min(deadline, time.monotonic() + hurry(error))
+                box.wait(deadline, attempts_until)
             box.end()
         for complaint in filter(None, (box.complaint() for box in self._boxes.values())):
             log.warning("the run has ended and not everything is written: %s", complaint)
+        if interrupt is not None:
+            raise interrupt
 
     def _function(self, hook: str, plugin: str) -> Callable[..., Any] | None:
         """A plugin's implementation of a hook."""

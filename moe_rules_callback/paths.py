@@ -101,19 +101,37 @@ def put(files: Mapping[AnyPath, bytes]) -> None:
 def _replace(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        partial.write_bytes(data)
+        try:
+            partial.write_bytes(data)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+        partial.replace(path)
+    except BaseException:  # a disk that is full is not to be filled with these
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def is_there(path: AnyPath) -> bool:
+    """Whether a file exists. Of a remote one `exists` says no, too, where its file system fails."""
+    if isinstance(path, Path):
+        return path.exists()
+    try:
+        path.fs.info(path.path)
     except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-    partial.replace(path)
+        return False
+    return True
 
 
 def names_in(folder: AnyPath) -> Iterator[str]:
     """What a folder holds at this moment; nothing if there is none."""
-    if not isinstance(folder, Path):
-        folder.fs.invalidate_cache()  # fsspec remembers listings, and others write there too
     try:
-        yield from (path.name for path in folder.iterdir())
+        if isinstance(folder, Path):
+            yield from (path.name for path in folder.iterdir())
+        else:  # not `iterdir`, for which there is no folder where its file system fails
+            folder.fs.invalidate_cache()  # fsspec remembers listings, and others write there too
+            yield from (Path(found).name for found in folder.fs.ls(folder.path, detail=False))
     except (FileNotFoundError, NotADirectoryError):
         return
 

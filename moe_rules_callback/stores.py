@@ -73,7 +73,7 @@ def arrays(store: AnyPath, mode: Literal["r", "r+"] = "r") -> dict[str, zarr.Arr
     from .guarded import Guarded
 
     opened = Guarded(zarr_store(store, read_only=True)) if mode == "r" else zarr_store(store)
-    return dict(zarr.open_group(opened, mode=mode, zarr_format=3, use_consolidated=False).arrays())
+    return dict(zarr.open_group(opened, mode=mode, zarr_format=3).arrays())
 
 
 def numbered(wanted: AnyPath) -> dict[int, AnyPath]:
@@ -98,6 +98,9 @@ def _misfit(store: AnyPath, schema: Schema) -> str:
 
     from .guarded import Guarded
 
+    told = json.loads((store / "zarr.json").read_bytes()).get("consolidated_metadata", {}).get("metadata", {})
+    if "step" in told and (codecs := told["step"]["codecs"]) != CODECS:
+        return f"its chunks are encoded by {codecs}"
     opened = Guarded(zarr_store(store, read_only=True))
     group = zarr.open_group(opened, mode="r", zarr_format=3, use_consolidated=False)
     known = dict(group.arrays())
@@ -122,10 +125,7 @@ def _misfit(store: AnyPath, schema: Schema) -> str:
             return f"the {name}s were {_few(before)} and are {_few(values.tolist())}"
     if bool(schema.experts) != ("expert" in known):
         return "experts were recorded and are not"
-    if "consolidated_metadata" not in json.loads((store / "zarr.json").read_bytes()):
-        return "its zarr.json does not tell the metadata of its arrays"
-    codecs = json.loads((store / "step" / "zarr.json").read_bytes())["codecs"]
-    return "" if codecs == CODECS else f"its chunks are encoded by {codecs}"
+    return "" if told else "its zarr.json does not tell the metadata of its arrays"
 
 
 def _few(values: list[Any]) -> str:

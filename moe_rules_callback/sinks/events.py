@@ -8,19 +8,20 @@ file.event(step, time.time(), summary=proto("summary").Summary(...))
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from ..paths import AnyPath, as_path
+from ..paths import AnyPath, as_path, names_in
 
 SUFFIX = ".moe_rules"
 
@@ -34,15 +35,17 @@ class EventFile:
     """A new event file in a directory, for any thread; `flush` brings what was written to the disk. Until it
     has succeeded all is kept, so that it can be called again.
 
-    The file's name is unique: names of tensorboardX alone clash within a second.
+    The file's name is unique: names of tensorboardX alone clash within a second. It comes after those that
+    are there, even if the clock was set back: TensorBoard reads files by name, and follows the last.
     """
 
     def __init__(self, logdir: str | AnyPath) -> None:
         now, unique = time.time(), f"{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{unique}"
+        self.directory = as_path(logdir)
+        number = max([int(now), *(earlier + 1 for earlier in _times(self.directory))])
+        name = f"events.out.tfevents.{number:010d}.{socket.gethostname()}.{unique}"
         from .record_writers import record_writer
 
-        self.directory = as_path(logdir)
         self._writer, self._lock = record_writer(self.directory / name, SUFFIX), threading.Lock()
         self.event(0, now, file_version="brain.Event:2")
 
@@ -89,6 +92,12 @@ class EventFile:
     def _write(self, event: bytes) -> None:
         with self._lock:
             self._writer.write(event)
+
+
+def _times(directory: AnyPath) -> Iterator[int]:
+    """Of the event files in a directory, by their names."""
+    found = (re.search(r"tfevents\.(\d+)", name) for name in names_in(directory))
+    return (int(match[1]) for match in found if match)
 
 
 def _event(**content: Any) -> bytes:

@@ -1,7 +1,12 @@
-"""An empty zarr store for the history of a run: all arrays declared far ahead."""
+"""An empty zarr store for the history of a run: all arrays declared far ahead.
+
+The metadata of its arrays also stand in the `zarr.json` of the group ("consolidated"). Where they change
+together, that file is replaced in one piece, so that readers see all arrays long or all short.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -47,7 +52,11 @@ def empty_store(run: Run, further: dict[str, str]) -> dict[str, bytes]:
             dimension_names=column.dims,
             attributes=dict(column.attrs),
         )
-    return {key: buffer.to_bytes() for key, buffer in files.items()}
+    written = {key: buffer.to_bytes() for key, buffer in files.items()}
+    told = json.loads(written["zarr.json"])
+    metadata = {name: json.loads(written[f"{name}/zarr.json"]) for name in sorted(dict(group.arrays()))}
+    told["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": metadata}
+    return written | {"zarr.json": json.dumps(told, indent=2).encode()}
 
 
 def _chunk_shape(column: Column, shape: tuple[int, ...], flush_every: int) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..errors import HistoryError
 from ..hookspecs import hookimpl
-from ..paths import AnyPath, as_path, retried
+from ..paths import AnyPath, as_path, names_in, retried
 from ..records import Records, Run, Schema
 from .events import SUFFIX, EventFile, proto
 from .hparams import Standing, session_start, settings
@@ -85,8 +85,8 @@ class TensorBoardSink:
     def on_train_end(self, run: Run) -> None:
         if self._loads.rows > self._drawn:
             self._draw()
-        self._flush()
-        self._file.close()
+        with retried(self._file.directory):
+            self._file.close()
 
     def _restart(self, step: int | None) -> None:
         """The next rows are the first; TensorBoard is to forget what it holds from `step` on."""
@@ -162,4 +162,4 @@ def _directory(logdir: AnyPath, resume: bool) -> AnyPath:
 
 
 def _holds_run(directory: AnyPath) -> bool:
-    return any(directory.glob(f"*tfevents*{SUFFIX}"))
+    return any("tfevents" in name and name.endswith(SUFFIX) for name in names_in(directory))
