@@ -75,7 +75,8 @@ def test_all_rows_are_there(
     case: str, signals: list[int], status: int, runs: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     found, seconds = signalled(runs, case, tmp_path, *signals)
-    assert found == status
+    # or 1: Python forgets the signal when something is `exec`ed while it ends, as dataclasses are
+    assert found in ((status, 1) if (case, status) == ("plain", -INT) else (status,))
     assert open_history(tmp_path).sizes["step"] == STEPS
     if case == "hung":
         assert seconds < at_exit.GRACE  # it was made shorter there
