@@ -82,7 +82,8 @@ class Program:
 
         entries = [(i, j, c) for i, row in enumerate(self._rows) for j, c in row.terms.items()]
         i, j, c = zip(*entries, strict=True)
-        matrix = csr_array((c, (i, j)), (len(self._rows), len(self._low)))
+        places = np.array([i, j], np.int32)  # HiGHS in SciPy 1.14 takes no others
+        matrix = csr_array((c, (places[0], places[1])), (len(self._rows), len(self._low)))
         lows = np.array([-row.constant for row in self._rows])
         objective = np.zeros(len(self._low))
         objective[list(e.terms)] = [-c for c in e.terms.values()]
