@@ -19,10 +19,13 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # Most of the time goes to compiling, and much of it to the same small programs: they are kept, also for the
 # processes that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="moe_rules_compiled_"))
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # a worker might read what another is writing
+    os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{worker}"
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import hypothesis
+import pytest
 from sybil import Sybil
 from sybil.example import Example
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
@@ -32,8 +35,8 @@ hypothesis.settings.register_profile("moe_rules_callback", deadline=None)
 hypothesis.settings.load_profile("moe_rules_callback")
 
 
-def pytest_unconfigure() -> None:
-    if "moe_rules_compiled_" in (folder := os.environ["JAX_COMPILATION_CACHE_DIR"]):
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput") and "moe_rules_compiled_" in (folder := os.environ["JAX_COMPILATION_CACHE_DIR"]):
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -10,7 +10,7 @@ import pytest
 README = Path(__file__).parents[1] / "README.md"
 
 
-@pytest.mark.parametrize("end", ["-m reference.train", "-m pytest"])
+@pytest.mark.parametrize("end", ["-m reference.train", "-m pytest -n 2 --dist loadfile"])
 def test_a_fresh_machine_needs_one_line(end: str):
     commands = [line for line in README.read_text().splitlines() if re.search(f"^python3 .*{end}$", line)]
     assert len(commands) == 1, f"README.md must hold one command that ends in `{end}`; .ci/run runs it"
