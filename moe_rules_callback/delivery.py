@@ -46,6 +46,7 @@ class Delivery:
         receive: called with each batch, on the delivery's own thread; and whether its first rows may have
             been read before, since they come with a state that was restored.
         rewind: called there with a step, before rows that replace those from this step on.
+        resumed: whether a state that comes with rows is expected.
     """
 
     def __init__(
@@ -53,8 +54,9 @@ class Delivery:
         unpack: Callable[[np.ndarray, np.ndarray, np.ndarray], Records],
         receive: Callable[[Records, bool], None],
         rewind: Callable[[int], None],
+        resumed: bool = False,
     ) -> None:
-        self._unpack, self._receive, self._rewind = unpack, receive, rewind
+        self._unpack, self._receive, self._rewind, self._resumed = unpack, receive, rewind, resumed
         self._queue: queue.Queue[tuple[jax.Array, jax.Array, int, float] | None] = queue.Queue(WAITING)
         self._seen: int | None = None  # rows that are done with
         self._ring = np.zeros((0, 0), np.int32)  # as it was then
@@ -129,6 +131,12 @@ class Delivery:
         oldest = max(0, total - len(rows))
         unsure = self._seen is None
         if self._seen is None:  # a new state, or a restored one: all that it holds
+            if oldest and not self._resumed:
+                log.warning(
+                    "the state comes with %d rows and holds the last %d: the others were overwritten before "
+                    "they were read, or belong to the run that it was restored from",
+                    total, total - oldest,
+                )  # fmt: skip
             self._seen = oldest
         elif (branch := self._branch(host, total)) is not None:
             self._seen, unsure = branch, branch == oldest < total

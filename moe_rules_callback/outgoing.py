@@ -47,7 +47,7 @@ class Outgoing:
         if self._writes:
             events.start(run)
         self._delivery = Delivery(
-            audit.records, self._receive, lambda step: self._tell("on_rewind", step=step)
+            audit.records, self._receive, lambda step: self._tell("on_rewind", step=step), run.resume
         )
 
     def take(self, state: Any, rows: int) -> None:

@@ -112,7 +112,7 @@ def test_infix_text_reads_as_a_level_by_level_reduction(operators, data):
 
 
 WEIGHTS = st.just(1.0) | st.floats(1e-300, 1e6)
-WINDOWS = st.none() | st.integers(1, 1_000_000)
+WINDOWS = st.none() | st.integers(1, 10_000)
 
 
 def grown(inner):
