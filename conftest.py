@@ -36,7 +36,8 @@ hypothesis.settings.load_profile("moe_rules_callback")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput") and "moe_rules_compiled_" in (folder := os.environ["JAX_COMPILATION_CACHE_DIR"]):
+    folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if "moe_rules_compiled_" in folder and not hasattr(config, "workerinput"):
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -152,7 +152,7 @@ class Bench:
 
         def run(steps: int) -> None:
             loop(steps)
-            jax.block_until_ready(jax.tree.leaves(audit._latest))
+            jax.block_until_ready(jax.tree.leaves(audit._outgoing and audit._outgoing.latest))
 
         return run
 

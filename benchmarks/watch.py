@@ -115,7 +115,7 @@ def deliveries(rules: str, layers: int, model: Any, clock: Callable[[], float]) 
                 rows[name].deliver(reduced, arrays)
                 rows[name].hook({"loss": 1.0}, None)
             rows[name].settle(lambda: None, 60)
-            jax.block_until_ready(jax.tree.leaves(audit._latest))
+            jax.block_until_ready(jax.tree.leaves(audit._outgoing and audit._outgoing.latest))
 
         feed("block", 1)
         calls = {name: lambda _, name=name: call(name) for name in functions}

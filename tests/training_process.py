@@ -172,6 +172,7 @@ def beside(trainer: Trainer, audit: RuleAuditCallback) -> str:
     with audit:
         for metrics in trainer.metrics():
             audit.on_step(metrics)
+        assert audit._outgoing is not None
         return digest(audit._outgoing.latest)
 
 
@@ -180,6 +181,7 @@ def inside(trainer: Trainer, audit: RuleAuditCallback) -> str:
     with audit:
         for state in trainer.states(audit):
             audit.drain(state)
+        assert audit._outgoing is not None
         return digest(audit._outgoing.latest)
 
 

@@ -72,6 +72,8 @@ def test_rows_are_to_the_bit_those_of_one_by_one(number: Callable[[int], Any], b
     together = audited(BLOCK, steps)
     assert blocks == [BLOCK, BLOCK]
     assert len(single.history.step) == ROWS
+    assert single._outgoing is not None
+    assert together._outgoing is not None
     states = single._outgoing.latest, together._outgoing.latest
     jax.tree.map(np.testing.assert_array_equal, *states)
     for name in ("step", "truth_layer", "signal_value", "signal_pooled", "expert_share", "state"):
