@@ -114,7 +114,7 @@ def deliveries(rules: str, layers: int, model: Any, clock: Callable[[], float]) 
             for _ in range(n):
                 rows[name].deliver(reduced, arrays)
                 rows[name].hook({"loss": 1.0}, None)
-            rows[name].settle(lambda: None, 60)
+            rows[name].settle(lambda: None, time.monotonic() + 60)
             jax.block_until_ready(jax.tree.leaves(audit._outgoing and audit._outgoing.latest))
 
         feed("block", 1)
