@@ -130,7 +130,7 @@ def step_number(step: Any) -> int | jax.Array:
     if isinstance(step, jax.Array):
         if step.shape == () and is_of(step, jnp.integer):
             return step
-    elif not isinstance(step, bool):
+    elif not isinstance(step, bool | np.bool_):
         try:
             if 0 <= (number := operator.index(step)) < 2**31:
                 return number

@@ -22,6 +22,9 @@ from ..learning import State, losses_of, metrics_of, total
 from ..model import GPT, MoE, Routing, balancing_loss
 from .knobs import OFF, Knobs
 
+if not hasattr(nnx.Variable, "get_value"):
+    raise ImportError("planted faults need Flax 0.12.1 or later: pip install -U flax")
+
 
 class Turned(nnx.Variable):
     """Knobs, in the state of a model."""

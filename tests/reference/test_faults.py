@@ -16,6 +16,8 @@ from moe_rules_callback import open_history
 from reference import learning as plain
 from reference.config import ConfigError
 from reference.data import load_corpus
+
+pytest.importorskip("reference.faults.learning", exc_type=ImportError)  # needs Flax 0.12.1
 from reference.faults.catalogue import FAULTS, find
 from reference.faults.injection import Injection
 from reference.faults.knobs import Knobs, turned
