@@ -140,6 +140,7 @@ def distributed(logdir: Path) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started without it
     for request in sys.stdin:
         if (pid := os.fork()) == 0:
             case, folder = request.split()
