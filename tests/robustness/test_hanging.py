@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,24 +64,33 @@ def test_a_run_beside_a_sink_that_hangs(tmp_path: Path, monkeypatch: pytest.Monk
     hangs.go_on.set()
 
 
-def test_eight_runs_on_eight_threads(tmp_path: Path) -> None:
-    """Each with a callback and a folder of its own, in one process."""
+def at_once(number: int, train: Callable[[int], None]) -> None:
+    """Calls it on so many threads, none of which may fail."""
     errors: list[BaseException] = []
 
-    def train(number: int) -> None:
+    def guarded(i: int) -> None:
         try:
-            with make(logdir=tmp_path / str(number), flush_every=20) as audit:
-                for step in range(100):
-                    audit.on_step({"x": float(1000 * number + step)})
+            train(i)
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=train, args=(number,)) for number in range(8)]
+    threads = [threading.Thread(target=guarded, args=(i,)) for i in range(number)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(SOON)
     assert not errors
+
+
+def test_eight_runs_on_eight_threads(tmp_path: Path) -> None:
+    """Each with a callback and a folder of its own, in one process."""
+
+    def train(number: int) -> None:
+        with make(logdir=tmp_path / str(number), flush_every=20) as audit:
+            for step in range(100):
+                audit.on_step({"x": float(1000 * number + step)})
+
+    at_once(8, train)
     for number in range(8):
         history = open_history(tmp_path / str(number)).load()
         assert history.signal_pooled.values[:, 0].tolist() == [1000 * number + step for step in range(100)]
@@ -88,27 +98,17 @@ def test_eight_runs_on_eight_threads(tmp_path: Path) -> None:
 
 def test_one_callback_on_four_threads() -> None:
     """Rows come in the order of the calls, whoever makes them."""
-    errors: list[BaseException] = []
 
     def train(number: int) -> None:
-        try:
-            for step in range(200):
-                audit.on_step({"x": float(1000 * number + step)})
-        except BaseException as error:
-            errors.append(error)
+        for step in range(200):
+            audit.on_step({"x": float(1000 * number + step)})
 
     with make(flush_every=50) as audit:
         audit.on_step({"x": -1.0})
-        threads = [threading.Thread(target=train, args=(number,)) for number in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(SOON)
-    assert not errors
+        at_once(4, train)
     x = audit.history.signal_pooled.values[1:, 0]
     for number in range(4):
-        mine = x[x // 1000 == number]
-        assert mine.tolist() == [1000 * number + step for step in range(200)]
+        assert x[x // 1000 == number].tolist() == [1000 * number + step for step in range(200)]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
