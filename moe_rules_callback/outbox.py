@@ -22,6 +22,7 @@ log = logging.getLogger("moe_rules_callback")
 KEPT_BYTES = 64 * 2**20
 ALERT_BYTES = 4096  # about, with its proof
 FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0  # seconds between two attempts
+LONG = 60.0  # seconds in one call, after which a plugin seems to hang
 SECONDS_BETWEEN_REPORTS = 600.0  # of a plugin that fails and recovers again and again
 
 
@@ -83,6 +84,7 @@ class Outbox:
         self._overflowed = False
         self._failures, self._failing, self._reported = 0, "", -SECONDS_BETWEEN_REPORTS
         self._urgent = self._told_end = self._ending = False
+        self._began, self._told_long = 0.0, False  # when the plugin was given what it has now
         self._late: _Event | None = None  # what the plugin had when somebody waited for it in vain
         self._thread = threading.Thread(target=self._run, name=f"moe-rules-{plugin}", daemon=True)
         self._thread.start()
@@ -102,12 +104,28 @@ class Outbox:
                 self._missed.add(event.records)
                 return
             self._told_end = hook == "on_train_end"
+            self._look()
             while self._bytes + event.size > KEPT_BYTES and len(self._waiting) > 1 and self._waiting[-1].size:
                 self._give_up(self._waiting.pop())
             self._waiting.append(event)
             self._bytes += event.size
             self._given += 1
             self._changed.notify_all()
+
+    def _look(self) -> None:
+        """Report once a plugin that has been in one call for long."""
+        if not self._waiting:
+            self._began = time.monotonic()  # it is given the next one at once
+            return
+        if self._failing or self._told_long:
+            return
+        if (seconds := time.monotonic() - self._began) > LONG:
+            self._told_long = True
+            log.warning(
+                "plugin '%s' has been in %s for %.0f s; training goes on, and up to %d MiB of rows are kept "
+                "for it",
+                self.plugin, self._waiting[0].hook, seconds, KEPT_BYTES // 2**20,
+            )  # fmt: skip
 
     def wait(self, deadline: float, attempts_until: float = 0.0) -> bool:
         """Wait until the plugin has all that it was told before; False when it does not.
@@ -176,6 +194,7 @@ class Outbox:
     def _next(self) -> _Event | None:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._ending)
+            self._began = time.monotonic()
             return self._waiting[0] if self._waiting else None
 
     def _attempt(self, event: _Event) -> bool:

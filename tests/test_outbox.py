@@ -173,3 +173,17 @@ def test_a_file_system_that_flickers_is_reported_once(box, plugin, caplog):
         assert box.wait(soon(), attempts_until=soon())
     assert len(plugin.told) == 4
     assert len(caplog.messages) == 1
+
+
+def test_one_that_hangs_is_named_once_while_the_run_goes_on(box, plugin, caplog, monkeypatch):
+    plugin.go_on.clear()
+    give(box, 0)
+    assert plugin.called.wait(SOON)
+    give(box, 1)
+    assert caplog.messages == []
+    monkeypatch.setattr(outbox, "LONG", 0.0)
+    give(box, 2, 3)
+    assert caplog.messages == [
+        "plugin 'Plugin' has been in on_records for 0 s; training goes on, and up to 64 MiB of rows are kept "
+        "for it"
+    ]
