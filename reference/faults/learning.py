@@ -22,9 +22,6 @@ from ..learning import State, losses_of, metrics_of, total
 from ..model import GPT, MoE, Routing, balancing_loss
 from .knobs import OFF, Knobs
 
-if not hasattr(nnx.Variable, "get_value"):
-    raise ImportError("planted faults need Flax 0.12.1 or later: pip install -U flax")
-
 
 class Turned(nnx.Variable):
     """Knobs, in the state of a model."""
@@ -36,6 +33,8 @@ class FaultyMoE(MoE):
     def __init__(self, config: Config, rngs: nnx.Rngs, dtype: DTypeLike):
         super().__init__(config, rngs, dtype)
         self.turned = Turned(Knobs())
+        if not hasattr(self.turned, "get_value"):
+            raise ImportError("planted faults need Flax 0.12.1 or later: pip install -U flax")
 
     @property
     def knobs(self) -> Knobs:
