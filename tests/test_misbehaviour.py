@@ -147,7 +147,7 @@ def test_a_slow_sink_costs_rows_but_neither_time_nor_memory(seen, caplog, monkey
 
 
 def test_a_sink_that_hangs_hangs_neither_the_trainer_nor_another_sink(seen, caplog, monkeypatch):
-    monkeypatch.setattr("moe_rules_callback.callback.PATIENCE", 0.5)
+    monkeypatch.setattr("moe_rules_callback.callback.PATIENCE", 3.0)
     go_on = threading.Event()
     audit = make(seen, Hangs(go_on))
     audit.on_step({"x": 0.0})

@@ -53,13 +53,13 @@ def test_what_waits_for_a_sink_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_run_beside_a_sink_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All rows are in the history, although one sink never returns, and the run ends in time."""
-    monkeypatch.setattr(callback, "PATIENCE", 1.0)
+    monkeypatch.setattr(callback, "PATIENCE", 6.0)
     hangs = Hangs()
     with make(hangs, logdir=tmp_path, flush_every=50) as audit:
         for step in range(500):
             audit.on_step({"x": float(step)})
         began = time.monotonic()
-    assert time.monotonic() - began < SOON / 2
+    assert time.monotonic() - began < SOON
     assert open_history(tmp_path).step.values.tolist() == list(range(500))
     hangs.go_on.set()
 
