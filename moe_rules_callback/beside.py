@@ -63,9 +63,7 @@ class Beside:
         self._wide = any(isinstance(leaf, np.ndarray) and leaf.itemsize > 4 for leaf in index)
         self._shown = set(metrics)  # metrics of the first step, and later ones that were reported
         self._last_step, self._told = last_step, False
-        self._counted = (
-            False  # whether a step had a number; the first replaces what a resumed run has from it on
-        )
+        self._counted = False  # whether a step had a number: the first may be before the end of a resumed run
 
     def copy(self) -> AuditState:
         """The state, in arrays that no later step donates."""

@@ -199,6 +199,8 @@ class Outbox:
 
     def _attempt(self, event: _Event) -> bool:
         """Call the hook; False if the plugin asks for another attempt."""
+        if self.plugin in self._off:  # since it raised in another hook, on another thread
+            return True
         try:
             self._hooks[event.hook](**event.arguments)
         except TryAgain as error:

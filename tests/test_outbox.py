@@ -187,3 +187,13 @@ def test_one_that_hangs_is_named_once_while_the_run_goes_on(box, plugin, caplog,
         "plugin 'Plugin' has been in on_records for 0 s; training goes on, and up to 64 MiB of rows are kept "
         "for it"
     ]
+
+
+def test_a_plugin_that_was_switched_off_elsewhere_gets_nothing_more(box, plugin, off):
+    plugin.go_on.clear()
+    give(box, 0, 1)
+    assert plugin.called.wait(SOON)
+    off.add("Plugin")  # as `on_step` does when it raises, on the trainer's thread
+    plugin.go_on.set()
+    assert box.wait(soon())
+    assert plugin.attempts == 1
