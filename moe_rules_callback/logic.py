@@ -19,6 +19,8 @@ propagates bound by bound.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -57,7 +59,9 @@ def affine(bias: ArrayLike, coefficient: ArrayLike, corner: ArrayLike, x: jax.Ar
     """
     own = jnp.maximum(coefficient, 0)[..., None] * (x - jnp.asarray(corner)[..., None])
     opposite = jnp.minimum(coefficient, 0)[..., None] * (x[..., ::-1] - jnp.asarray(corner)[..., None])
-    return jnp.clip(jnp.asarray(bias)[..., None] + (own + opposite).sum(-2), 0, 1)
+    # One term after the other, not a sum over an axis: XLA then adds where it computes them.
+    terms = jnp.unstack(own + opposite, axis=-2)
+    return jnp.clip(jnp.asarray(bias)[..., None] + functools.reduce(operator.add, terms), 0, 1)
 
 
 def _connect(kind: str, operands: Sequence[ArrayLike], weights: Sequence[float] | None) -> jax.Array:

@@ -107,14 +107,19 @@ class Routers:
         An index outside 0..E-1 makes its token NaN.
         """
         if self.index is not None:
-            sound = (self.index.astype(jnp.uint32) < self.experts).all(-1, keepdims=True)
-            return jnp.where(sound, self._named(self.index, jnp.float32), jnp.nan)
+            return jnp.where(self.named[..., None], self._named(self.index, jnp.float32), jnp.nan)
         assert self.k is not None
         chosen, left = self.top1, self.scores
         for _ in range(self.k - 1):
             left = jnp.where(chosen > 0, -1.0, left)
             chosen = chosen + self._one(self._first(left == left.max(-1, keepdims=True)))
         return chosen
+
+    @property
+    def named(self) -> jax.Array:
+        """bool [n, T], whether a token's indices all name an expert."""
+        assert self.index is not None
+        return (self.index.astype(jnp.uint32) < self.experts).all(-1)
 
     def _first(self, true: jax.Array) -> jax.Array:
         """uint32 [n, T], the first expert of which it is true; E where there is none."""

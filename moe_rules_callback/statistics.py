@@ -63,9 +63,11 @@ def load(routers: Routers) -> jax.Array:
     assert routers.k is not None
     if routers.index is None:
         return routers.mean(routers.selected) / routers.k
-    counts, assignments = routers.counts(routers.index), routers.k * routers.tokens[:, None]
-    sound = counts.sum(-1, keepdims=True) == assignments
-    return jnp.where(sound, counts / assignments, jnp.nan)
+    # Asked of the indices, for XLA would count once more to sum the counts; and a sum, as the counts are, so
+    # that devices reduce all together.
+    wrong = routers.unmasked(~routers.named).sum(tuple(range(1, len(routers.shape))), dtype=jnp.int32)
+    shares = routers.counts(routers.index) / (routers.k * routers.tokens[:, None])
+    return jnp.where(wrong[:, None] == 0, shares, jnp.nan)
 
 
 def pairs(routers: Routers) -> jax.Array:
