@@ -34,8 +34,8 @@ class Size:
 
     @property
     def bytes(self) -> int:
-        """Of probabilities (float32) and indices (int32)."""
-        return 4 * self.layers * self.tokens * (self.experts + K)
+        """Of what nano_moe reads: probabilities (float32), indices (int32), and parameters for their norm."""
+        return 4 * self.layers * (self.tokens * (self.experts + K) + 2 * self.experts * WIDTH)
 
 
 SIZES = {"1x8": Size(1, 8, 1024), "32x64": Size(32, 64, 64), "61x256": Size(61, 256, 64)}

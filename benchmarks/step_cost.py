@@ -13,7 +13,8 @@ turns, so that a machine whose speed drifts slows all alike; each is timed until
     device_get, clu, eager: what people do without this package, see `rivals`
 
 `quiet` is the difference of the tenth percentiles of each loop's turns; the rest are those within rounds.
-The floor is what must be read at least, probabilities and indices once, over the bandwidth of the memory.
+The floor is what the six rules must read at least, probabilities, indices and parameters once, over the
+bandwidth of the memory.
 """
 
 from __future__ import annotations

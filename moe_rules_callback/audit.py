@@ -26,9 +26,10 @@ import pluggy
 from . import plugins
 from .checks import check_dtypes, named, step_number
 from .errors import MetricsError, PluginError
+from .logic import classify
 from .metrics import collect
 from .plan import Plan
-from .records import ARRAYS, Records, Schema
+from .records import ARRAYS, Records, Schema, headline
 from .rulebook import Source, load_rules
 from .signals import Signal
 from .state import AuditState, unpack
@@ -196,13 +197,15 @@ class Audit:
             "truth_layer": (r, y, 2), "signal_value": (s, y), "signal_pooled": (s,), "expert_share": (y, e),
         }  # fmt: skip
         ends = np.cumsum([np.prod(shape, dtype=int) for shape in shapes.values()])
-        step, state, values = unpack(rows[numbers % len(rows)], r)
+        step, values = unpack(rows[numbers % len(rows)])
         arrays = {
             name: part.reshape(len(numbers), *shape)
             for (name, shape), part in zip(shapes.items(), np.split(values, ends[:-1], axis=1), strict=True)
         }
-        arrays |= {"step": step, "state": state}
-        arrays["wall_time"] = wall_time
+        truth = headline(arrays["truth_layer"], schema.rules)
+        # Here, not on the device: rows of a checkpoint are judged by the thresholds of today.
+        state = classify(truth, [rule.threshold for rule in schema.rules])
+        arrays |= {"step": step, "state": state, "wall_time": wall_time}
         return Records(schema, **{name: arrays[name] for name in ARRAYS})
 
     def _adapted(self, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -169,7 +169,8 @@ class Outbox:
             why = f"tries again after: {self._failing}" if self._failing else f"has not returned from {busy}"
             parts.append(f"{waiting} wait for it, which {why}" if waiting.number else f"it {why}")
         if missed.number:
-            why = "it was switched off" if self.plugin in self._off else "too many waited for it"
+            why = "too many waited for it" if self._overflowed else "they came after the end"
+            why = "it was switched off" if self.plugin in self._off else why
             parts.append(f"it has missed {missed}, because {why}")
         return f"plugin '{self.plugin}': {'; '.join(parts)}" if parts else ""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import naive
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -123,6 +124,11 @@ def test_other_rules(first: First, logdir: Path, caplog: pytest.LogCaptureFixtur
         np.testing.assert_array_equal(found[name], wanted[name])
 
 
+def judged(truth: np.ndarray) -> int:
+    """A state at a threshold of .9."""
+    return naive.classify((float(truth[0]), float(truth[1])), 0.9)
+
+
 def test_other_thresholds_alone(first: First, logdir: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What rules remember is restored as ever, for a threshold is only what the truth is compared with."""
     texts = {name: f"0.9 :: {text}" for name, text in TEXTS.items()}
@@ -130,6 +136,8 @@ def test_other_thresholds_alone(first: First, logdir: Path, caplog: pytest.LogCa
         training = first.make(audit)
         go(training, audit, restored(manager, SAVED, training), range(SAVED, STEPS))
     found = assert_linked(logdir, caplog.text, "the text of rule 'idle' was")
+    assert found.step[0] < SAVED  # rows that the checkpoint held, which are judged anew as well
+    np.testing.assert_array_equal(found.state, [list(map(judged, row)) for row in found.truth.values])
     found, wanted = (each.sel(step=slice(SAVED, None)) for each in (found, first.unbroken))
     assert found.step.values.tolist() == wanted.step.values.tolist()
     assert found.truth_layer.values.tobytes() == wanted.truth_layer.values.tobytes()
