@@ -61,7 +61,7 @@ def evaluate(rule: str | Rule, truth: Mapping[str, Any]) -> Evaluation:
     bad = jnp.zeros(atoms.shape[:2], bool)
     _, result = program.update(program.init(1), atoms, bad, jnp.int32(0), jnp.int32(0))
     whole = np.asarray(result[0, 0])
-    lower, upper = whole.tolist()
+    lower, upper = map(float, whole)
     return Evaluation(Interval(lower, upper), State(int(logic.classify(whole, rule.threshold))))
 
 
