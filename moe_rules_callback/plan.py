@@ -22,10 +22,11 @@ from .deduction import Deduction
 from .errors import MetricsError, MissingSignalError
 from .formula import Rule
 from .judges import Judges, explicit
-from .metrics import ROUTER_METRICS, Routers
+from .metrics import ROUTER_METRICS
 from .program import Program
 from .records import Schema, SignalInfo
 from .rings import put
+from .routers import Routers
 from .signals import TOKENS, RecordedSignal, RouterSignal, WindowSignal
 from .state import AuditState, pack
 from .statistics import NEED_LOGITS, Statistics, measure

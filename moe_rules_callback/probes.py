@@ -43,8 +43,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .choices import choose, correlation, disagreement, noise_of, rounded, scores_of, shapes_of
 from .errors import MetricsError
-from .metrics import Routers, collect, layers_of
+from .metrics import collect, layers_of
+from .routers import Routers
 
 Route = Callable[[Any, Any], Any]
 
@@ -152,7 +154,7 @@ class RouterProbe:
         def look(model: Any) -> list[jax.Array]:
             routers = self._scores(self._route, model)
             names.extend(each.names for each in routers)
-            return [_given(each)[..., : self._k] for each in routers] + [_given(routers[0])[0]]
+            return [scores_of(each)[..., : self._k] for each in routers] + [scores_of(routers[0])[0]]
 
         *chosen, first = jax.eval_shape(look, model)
         measured = ["routing_flip_rate", "router_noise_repetition"]
@@ -192,33 +194,33 @@ class RouterProbe:
         clean = self._scores(self._route, model)
         chosen = self._chosen(clean)
         values = {
-            "routing_flip_rate": _disagreement(chosen, state.chosen).max(),
+            "routing_flip_rate": disagreement(chosen, state.chosen).max(),
             "router_noise_repetition": jnp.full((), jnp.nan, jnp.float32),
         }
         noise = state.noise
         if key is not None:
             noisy = self._scores(self._route, model, key)
-            noise = _noise(_given(noisy[0])[0], _given(clean[0])[0])
-            values["router_noise_repetition"] = _correlation(noise, state.noise)
+            noise = noise_of(scores_of(noisy[0])[0], scores_of(clean[0])[0])
+            values["router_noise_repetition"] = correlation(noise, state.noise)
         if self._exact is not None:
             exact = self._scores(self._exact, model)
-            if (given := _shapes(exact)) != (expected := _shapes(clean)):
+            if (given := shapes_of(exact)) != (expected := shapes_of(clean)):
                 raise MetricsError(
                     f"exact gives scores {given}, route gives {expected}. Let both return the same layers of "
                     f"the same batch."
                 )
-            values["router_precision_disagreement"] = _disagreement(chosen, self._chosen(exact)).max()
+            values["router_precision_disagreement"] = disagreement(chosen, self._chosen(exact)).max()
         if state.reference:
-            values["router_saturation"] = 1 - _disagreement(chosen, state.reference).max()
+            values["router_saturation"] = 1 - disagreement(chosen, state.reference).max()
         return replace(state, chosen=chosen, noise=noise, values=values)
 
     def _scores(self, route: Route, model: Any, key: Any = None) -> list[Routers]:
         scores = layers_of(route(model, key), "router_probs")
-        scores = {name: _rounded(each) for name, each in scores.items()}
+        scores = {name: rounded(each) for name, each in scores.items()}
         return collect({"router_probs": scores}, self._k, self._layer_axis)
 
     def _chosen(self, routers: list[Routers]) -> tuple[jax.Array, ...]:
-        return tuple(_choose(_given(each), self._k) for each in routers)
+        return tuple(choose(scores_of(each), self._k) for each in routers)
 
     def _chosen_by_name(self, model: Any) -> dict[str, jax.Array]:
         routers = self._scores(self._route, model)
@@ -251,62 +253,3 @@ def _are_choices(reference: Any) -> bool:
     """Whether it is what `choices` returned, rather than a model, which has weights."""
     dtypes = [getattr(leaf, "dtype", float) for leaf in jax.tree.leaves(reference)]
     return isinstance(reference, Mapping) and all(jnp.issubdtype(each, jnp.integer) for each in dtypes)
-
-
-def _given(routers: Routers) -> jax.Array:
-    """float32 [n, T, E], the scores as `route` gave them."""
-    assert routers.given is not None
-    return routers.given
-
-
-def _rounded(x: jax.Array) -> jax.Array:
-    """The same; what XLA would otherwise leave out of a conversion to bfloat16 and back is done."""
-    precision = jnp.finfo(x.dtype)
-    return jax.lax.reduce_precision(x, precision.nexp, precision.nmant)
-
-
-def _shapes(routers: list[Routers]) -> dict[str, tuple[int, ...]]:
-    """Layer -> shape [*T, E]."""
-    return {name: _given(each).shape[1:] for each in routers for name in each.names}
-
-
-def _choose(scores: jax.Array, k: int) -> jax.Array:
-    """int32 [.., k], the k largest of [.., E], the first of equals first; -1 for a token with NaN or inf.
-
-    One after the other, as in `Routers.selected`, but of the scores themselves: a softmax makes new ties.
-    """
-    left = jnp.maximum(scores, jnp.finfo(jnp.float32).min)  # a masked expert comes before one that is taken
-    chosen: list[jax.Array] = []
-    for _ in range(k):
-        best = jnp.argmax(left, axis=-1)
-        left = jnp.where(jax.nn.one_hot(best, scores.shape[-1], dtype=bool), -jnp.inf, left)
-        chosen.append(best.astype(jnp.int32))
-    sound = (scores < jnp.inf).all(-1, keepdims=True)
-    return jnp.where(sound, jnp.stack(chosen, axis=-1), -1)
-
-
-def _disagreement(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> jax.Array:
-    """float32 [layers], the share of the experts in a that b lacks; NaN where one of them is not known."""
-
-    def of_layers(a: jax.Array, b: jax.Array) -> jax.Array:
-        lacking = (a[..., :, None] != b[..., None, :]).all(-1)
-        known = (a >= 0) & (b >= 0)
-        return jnp.where(known, lacking, jnp.nan).mean(tuple(range(1, a.ndim)))
-
-    return jnp.concatenate([of_layers(*layers) for layers in zip(a, b, strict=True)])
-
-
-def _noise(noisy: jax.Array, clean: jax.Array) -> jax.Array:
-    """float32 [T, E], what noise adds to log-probabilities, centred per token.
-
-    Centring takes away the normalisation, so that logits need no softmax. Masked experts have no noise.
-    """
-    probabilities = jnp.minimum(noisy.min(), clean.min()) >= 0
-    noisy, clean = (jnp.where(probabilities, jnp.log(x), x) for x in (noisy, clean))
-    added = jnp.where((noisy == -jnp.inf) | (clean == -jnp.inf), 0.0, noisy - clean)
-    return added - added.mean(-1, keepdims=True)
-
-
-def _correlation(a: jax.Array, b: jax.Array) -> jax.Array:
-    """float32 [], of two arrays whose mean is 0; NaN where one of them is 0 throughout."""
-    return (a * b).sum() / (jnp.sqrt(jnp.square(a).sum()) * jnp.sqrt(jnp.square(b).sum()))

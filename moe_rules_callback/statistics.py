@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.scipy.special import entr, logsumexp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .metrics import Routers
+from .routers import Routers
 from .summaries import Summary
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from .conclusions import concluded, is_axiom
 from .errors import MissingSignalError, RulebookError, UnknownNameError, closest
 from .formula import Rule, Var, variables
-from .metrics import ROUTER_METRICS, TREES, Routers, collect, scalars
+from .metrics import ROUTER_METRICS, TREES, collect, scalars
 from .predicates import Predicate, is_measured, resolve
+from .routers import Routers
 from .signals import (
     SCALAR_RAMPS,
     RecordedSignal,

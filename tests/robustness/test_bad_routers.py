@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from moe_rules_callback import Audit, Records, State
-from moe_rules_callback.metrics import LEAST, MOST
+from moe_rules_callback.routers import LEAST, MOST
 
 T, E, K, ALPHA = 6, 4, 2, 0.75
 RULES = {

@@ -12,7 +12,7 @@ import pytest
 from audited import records, signal
 
 from moe_rules_callback import Audit, MetricsError, RuleAuditCallback, State
-from moe_rules_callback.metrics import Routers
+from moe_rules_callback.routers import Routers
 
 T, E, K = 6, 4, 2
 RULES = {"sure": "high_routing_confidence", "uneven": "high_load_cv_normalised"}
