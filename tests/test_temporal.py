@@ -106,23 +106,3 @@ def test_a_window_costs_memory_like_its_length_and_work_like_its_logarithm() -> 
     state = Program([parse_formula("always[1000](a)")]).init(1)
     assert sum(x.size for stage in state for x in stage) < 1024 * 4 + 100
     assert [x.shape for x in state[0]] == [(2**10 - 1, 1, 2, 2)]  # 10 doublings
-
-
-@pytest.mark.parametrize("operator", ["always", "once", "since"])
-def test_against_rtamt(operator: str, rows: np.ndarray) -> None:
-    """Signal temporal logic over the past, robustness = truth; after the window has filled."""
-    rtamt = pytest.importorskip("rtamt")
-    n = 8
-    for bound in (0, 1):
-        spec = rtamt.StlDiscreteTimeOnlineSpecification()
-        spec.declare_var("a", "float")
-        spec.declare_var("b", "float")
-        past = {"always": "historically[0:7](a >= 0)", "once": "once[0:7](a >= 0)",
-                "since": "(a >= 0) since[0:7] (b >= 0)"}  # fmt: skip
-        spec.spec = past[operator]
-        spec.parse()
-        a, b = rows[:, 0, 0, bound].tolist(), rows[:, 1, 0, bound].tolist()
-        expected = [spec.update(t, [("a", x), ("b", y)]) for t, (x, y) in enumerate(zip(a, b, strict=True))]
-        text = "a since[8] b" if operator == "since" else f"{operator}[8](a)"
-        got = run([text], rows)[:, 0, 0, bound]
-        np.testing.assert_allclose(got[n - 1 :], expected[n - 1 :], rtol=0, atol=1e-6)
