@@ -104,11 +104,11 @@ class Outgoing:
 
     def _receive(self, records: Records, unsure: bool) -> None:
         """On the delivery's thread."""
-        if unsure and (self._told or self.run.resume):
+        if unsure if self._told else self.run.resume:  # a resumed run may take many steps again
             records = self._fresh(records)
-        self._told = True
         if not len(records):
             return
+        self._told = True
         self._tell("on_records", records=records)
         for alert in self._alerts(records):
             level = LEVELS[alert.rule.severity]

@@ -34,8 +34,15 @@ def leaves(tree: Any) -> Leaves:
     return found
 
 
+def _squares(x: jax.Array) -> jax.Array:
+    """float32 [..], sums of squares over the last two axes: of kernels."""
+    squares = jnp.square(x.astype(jnp.float32)).sum(tuple(range(x.ndim))[-2:])
+    # Else XLA sums a whole array for the norm of all, and once more for those of its experts.
+    return jax.lax.optimization_barrier(squares)
+
+
 def _square(arrays: Iterable[jax.Array]) -> jax.Array:
-    return sum((jnp.square(x.astype(jnp.float32)).sum() for x in arrays), start=jnp.float32(0))
+    return sum((_squares(x).sum() for x in arrays), start=jnp.float32(0))
 
 
 def _share(part: jax.Array, whole: jax.Array) -> jax.Array:
@@ -123,7 +130,12 @@ def expert_arrays(
 
 def _norms(arrays: list[tuple[jax.Array, int]]) -> jax.Array:
     """Euclidean norm of each expert over all its arrays, float32 [*layers, E]."""
-    squares = [jnp.square(x).sum(tuple(range(axis + 1, x.ndim))) for x, axis in arrays]
+    squares = [
+        _squares(x).sum(tuple(range(axis + 1, x.ndim - 2)))
+        if x.ndim - axis > 2
+        else jnp.square(x).sum(tuple(range(axis + 1, x.ndim)))  # biases
+        for x, axis in arrays
+    ]
     return jnp.sqrt(sum(squares[1:], start=squares[0]))
 
 

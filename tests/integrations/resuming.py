@@ -41,7 +41,6 @@ TEXTS = {
     "late": "after[45](high_load_cv)",
 }
 PROBED = {"probed": "low_routing_flip_rate & high_router_saturation"}
-UNWANTED = 4 * np.sign(make_weights()[0]["router"]["kernel"][:, 0])
 PREDICATES = {"rising": Predicate("loss", "increasing", window=8)}
 
 
@@ -60,7 +59,8 @@ def batch(step: int, seed: int = 0) -> tuple[jax.Array, jax.Array]:
     Right after the checkpoint expert 0 is not wanted: it is not dead, which only the rows before tell.
     """
     x, target = np.random.default_rng([seed, step]).normal(size=(2, TOKENS, WIDTH)).astype(np.float32)
-    x -= UNWANTED * (step in (SAVED, SAVED + 1))
+    if step in (SAVED, SAVED + 1):
+        x -= 4 * np.sign(make_weights()[0]["router"]["kernel"][:, 0])
     return jnp.asarray(x), jnp.asarray(target)
 
 

@@ -143,26 +143,32 @@ def test_every_part_of_the_state_is_needed(resumed: Resumed) -> None:
     assert idle == [f"['probe'].reference[{i}]" for i in (0, 1)]  # made anew of the same weights
 
 
-def resume_where_it_ended(logdir: Path) -> Collector:
-    """A run that ends in order and goes on in another process; what a plugin of the second is told."""
+def resume(logdir: Path, ended: int, saved: int) -> Collector:
+    """A run of so many steps goes on in another process, from a checkpoint after `saved` steps; what a plugin
+    of the second is told."""
     seen, state = Collector(), None
-    for steps in (range(6), range(6, 9)):
+    for steps in (range(ended), range(saved, ended + 3)):
         seen = Collector()
         options = {"logdir": logdir, "sinks": ["zarr"], "resume": True, "flush_every": FLUSH_EVERY}
         with make(seen, **options) as audit:
             fresh = audit.init({"x": 0.0})
-            state = fresh if state is None else state
+            carry = fresh if state is None else state
             for i in steps:
-                state = audit.update(state, {"x": -1.0 if i == 3 else 0.0})
-                audit.drain(state)
-    assert history(logdir).step.values.tolist() == list(range(9))
+                carry = audit.update(carry, {"x": -1.0 if i == 3 else float(i)})
+                state = carry if i == saved - 1 else state
+                audit.drain(carry)
+                if i % FLUSH_EVERY == 0:
+                    audit.flush()
+    assert history(logdir).step.values.tolist() == list(range(ended + 3))
     return seen
 
 
-def test_a_run_that_goes_on_where_it_ended_replaces_nothing(tmp_path: Path) -> None:
-    resume_where_it_ended(tmp_path)
+@pytest.mark.parametrize(("ended", "saved"), [(9, 9), (30, 2)])
+def test_rows_that_the_history_holds_are_neither_told_nor_written_again(
+    ended: int, saved: int, tmp_path: Path
+) -> None:
+    """Those of many flushes: the run was killed long after its checkpoint."""
+    seen = resume(tmp_path, ended, saved)
+    assert [step for batch in seen.batches for step in batch.step.tolist()] == list(range(ended, ended + 3))
+    assert seen.alerts == []  # those of step 3 are over
     assert replaced(tmp_path) == []
-
-
-def test_a_run_that_goes_on_is_not_told_again_of_alerts_that_are_over(tmp_path: Path) -> None:
-    assert resume_where_it_ended(tmp_path).alerts == []
