@@ -12,8 +12,22 @@ A row's `loss` is that of its batch: Keras logs the mean since the epoch began, 
 begins. Other logs come as Keras has them. With `steps_per_execution` above 1 Keras returns those of the last
 batch only: for the others they are NaN.
 
-Keras saves the model without what the rules remember: save `audit.state` beside it, and hand it to
-`audit.restore` before the next `fit`.
+What the rules remember is saved with the weights, in `.weights.h5` and `.keras` files, and comes back with
+them. Under `BackupAndRestore` a run that is started again goes on by itself; from other files, of
+`ModelCheckpoint` or your own, so:
+
+    callback = RuleAudit(RuleAuditCallback("router_health", logdir="runs/demo", resume=True))
+    callback.set_model(model)
+    model.optimizer.build(model.trainable_variables)
+    model.load_weights("checkpoint.weights.h5")  # also in the middle of a run, to roll it back
+    model.fit(x, y, initial_epoch=3, epochs=10, callbacks=[callback])
+
+Rules that have changed begin anew.
+
+Rows are then those of an unbroken run, to the bit, where the training is. Keras saves neither the seeds of
+layers such as `Dropout` nor NumPy's generator, with which it shuffles arrays, and it begins an epoch anew
+that it was in the middle of. Its `OrbaxCheckpoint` saves variables alone: save `audit.state` beside it, and
+hand it to `audit.restore`.
 """
 
 from __future__ import annotations
@@ -28,6 +42,8 @@ import keras
 
 from moe_rules_callback.errors import MetricsError
 from moe_rules_callback.metrics import scalars
+
+from ._remembered import named, nested
 
 if TYPE_CHECKING:
     from moe_rules_callback import RuleAuditCallback
@@ -64,6 +80,12 @@ class RuleAudit(keras.callbacks.Callback):
         self._plain: Callable[..., Any] | None = None  # the model's train_function, and what stands for it
         self._audited: Callable[..., Any] | None = None
         self._begun = False
+        self._remembered = _Remembered(audit)
+
+    def set_model(self, model: Any) -> None:
+        """Let the model's files hold what the rules remember."""
+        super().set_model(model)
+        model.rule_audit = self._remembered
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Give the model a training function that is audited."""
@@ -101,6 +123,7 @@ class RuleAudit(keras.callbacks.Callback):
             if not self._begun:  # by `train_on_batch`, or after a `fit` that was interrupted
                 return plain(state, batches)
             self._begun = False
+            self._remembered.restore()
             counted = _Counted(batches)
             logs, state = compiled(state, counted)
             loss = {"loss": logs.pop(LOSS)} if LOSS in logs else {}
@@ -121,6 +144,32 @@ class RuleAudit(keras.callbacks.Callback):
         )
         logs, state = model.train_step((*ordered, *rest), data)
         return {**logs, **_loss_of_batch(model, rest[-1], state[-1])}, state
+
+
+class _Remembered(keras.Operation):
+    """The audit's state, for Keras to find among the model's attributes and save with its weights."""
+
+    def __init__(self, audit: RuleAuditCallback) -> None:
+        super().__init__(name="rule_audit")
+        self._audit = audit
+        self._loaded: dict[str, Any] | None = None
+
+    def save_own_variables(self, store: Any) -> None:
+        """One entry for each array: `0002.recent.0`. Files give them back sorted by name."""
+        state = self._audit.state if self._loaded is None else self._loaded
+        for i, (name, array) in enumerate(named(state or {}).items()):
+            store[f"{i:04}.{name}"] = array
+
+    def load_own_variables(self, store: Any) -> None:
+        """Only put aside: the weights may have come to be used, by a model whose audit is over."""
+        loaded = nested((key.partition(".")[2], store[key]) for key in sorted(store.keys()))
+        self._loaded = loaded or None
+
+    def restore(self) -> None:
+        """Go on from what was loaded since the last step."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            self._audit.restore(loaded)
 
 
 class _Counted(Iterator[Any]):

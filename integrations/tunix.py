@@ -13,24 +13,39 @@ loss, perplexity, grad_norm, rewards; its learning_rate is that of the step afte
 while the next one runs, and the last one when it is closed. `train` closes it, so that all rows are in
 `audit.history` when it returns; where a learner of `tunix.rl` calls `train`, the cluster does.
 
-The trainer's checkpoints do not hold what the rules remember: save `audit.state` beside them, and hand it to
-`audit.restore` before the next `train`.
+What the rules remember is saved in `rule_audit` beside the trainer's checkpoints, a step after each of them,
+when its row is there. A trainer that is made anew goes on from its last checkpoint, and the rules with it:
+
+    audit = RuleAuditCallback("router_health", logdir="runs/qwen3", resume=True)
+    attach(trainer, audit)
+    trainer.train(batches)  # the same as before: it passes over those that it has seen
+
+Rules that have changed begin anew.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from orbax.checkpoint.utils import checkpoint_steps
 from tunix.sft.hooks import TrainingHooks
 
 from moe_rules_callback.errors import MetricsError
+from moe_rules_callback.paths import AnyPath, as_path, is_there, names_in, put
+
+from ._remembered import read, written
 
 if TYPE_CHECKING:
     from tunix.sft.peft_trainer import PeftTrainer
 
     from moe_rules_callback import RuleAuditCallback
     from moe_rules_callback.tracing.routers import Choice
+
+log = logging.getLogger("moe_rules_callback")
 
 
 def attach(trainer: PeftTrainer, audit: RuleAuditCallback, *, routers: Choice = None) -> None:
@@ -55,6 +70,60 @@ def attach(trainer: PeftTrainer, audit: RuleAuditCallback, *, routers: Choice = 
     trainer.training_hooks = hooks
     trainer.with_training_hooks = hooks.with_others  # would take the one place there is
     trainer.metrics_logger.log = hooks.log
+    if (root := trainer.config.checkpoint_root_directory) is not None:
+        hooks.remembered = remembered = _Remembered(audit, root)
+        if trainer.train_steps:
+            remembered.restore(trainer.train_steps)
+        trainer.checkpoint_manager.save = remembered.noting(trainer.checkpoint_manager.save)
+
+
+class _Remembered:
+    """What the rules remember at the steps that the trainer saves, in files beside its checkpoints."""
+
+    def __init__(self, audit: RuleAuditCallback, root: str) -> None:
+        self._audit, self._root = audit, as_path(root)
+        self._saved = self._ended = 0  # steps of the trainer's last checkpoint and of the last row
+
+    def noting(self, save: Callable[..., bool]) -> Callable[..., bool]:
+        """`save` of the trainer's checkpoint manager. The row of the step comes later, but for the last."""
+
+        @functools.wraps(save)
+        def noted(step: int, *args: Any, **kwargs: Any) -> bool:
+            saved = save(step, *args, **kwargs)
+            if saved:
+                self._saved = step
+                self.save(self._ended)
+            return saved
+
+        return noted
+
+    def save(self, ended: int) -> None:
+        """Write a file if the last row is that of the last checkpoint, and remove those of checkpoints that
+        Orbax has removed."""
+        self._ended = ended
+        if ended == self._saved:
+            try:
+                self._write(ended)
+            except Exception:
+                log.exception("what the rules remember at step %d was not saved; training goes on", ended)
+
+    def _write(self, step: int) -> None:
+        if (state := self._audit.state) is None:
+            return
+        put({(file := self._file(step)): written(state)})
+        kept = {self._file(each).name for each in (*checkpoint_steps(str(self._root)), step)}
+        for name in set(names_in(file.parent)) - kept:
+            (file.parent / name).unlink()
+
+    def restore(self, step: int) -> None:
+        """Go on from the checkpoint of a step."""
+        if is_there(file := self._file(step)):
+            self._audit.restore(read(file.read_bytes()))
+        else:
+            log.warning("no checkpoint of step %d holds what the rules remember: they begin anew", step)
+
+    def _file(self, step: int) -> AnyPath:
+        return self._root / "rule_audit" / f"{step}.npz"
 
 
 class _Hooks(TrainingHooks):
@@ -68,6 +137,7 @@ class _Hooks(TrainingHooks):
         self._log, self._prefix = trainer.metrics_logger.log, trainer.metrics_prefix
         self._scalars: dict[str, Any] = {}
         self._trained = False
+        self.remembered: _Remembered | None = None  # where the trainer saves checkpoints
 
     def with_others(self, training_hooks: TrainingHooks | None) -> None:
         self._others = training_hooks
@@ -95,6 +165,8 @@ class _Hooks(TrainingHooks):
     def on_train_step_end(self, train_ctx: PeftTrainer, train_step: int, train_loss: Any) -> None:
         self._audit.on_step(self._scalars | {"loss": train_loss}, train_step)
         self._scalars = {}
+        if self.remembered is not None:
+            self.remembered.save(train_step)
         if self._others:
             self._others.on_train_step_end(train_ctx, train_step, train_loss)
         if self._trained:  # the last step, which ends when the trainer is closed

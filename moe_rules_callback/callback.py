@@ -237,14 +237,17 @@ class RuleAuditCallback:
 
     @property
     def state(self) -> AuditState | None:
-        """What the audit remembers beside the step or watched, for the trainer's checkpoint: a copy of a few
-        kilobytes, which no later step donates. None before the first step, and where the state is carried
-        inside the step: there it is saved with what carries it.
+        """What the audit remembers beside the step or watched, for the trainer's checkpoint: a copy, which no
+        later step donates. None before the first step, and where the state is carried inside the step: there
+        it is saved with what carries it.
+
+        It holds the last `2 * flush_every` rows: with the book `router_health`, 80 kB for 2 layers of 8
+        experts, 5 MB for 48 of 128.
 
         Waits for the forwards of a watched function; of several processes, process 0 alone has its rows.
         """
         if self._watched is not None:
-            self._settle(time.monotonic() + PATIENCE)
+            self._settle(time.monotonic() + PATIENCE, patient=True)
         return None if self._beside is None else self._beside.copy()
 
     def restore(self, state: Any) -> None:
@@ -254,8 +257,11 @@ class RuleAuditCallback:
         Args:
             state: what `state` gave, or the nested mapping that Orbax makes of it where it is told no target.
 
+        A state of other rules is of no use to these. Before the first step, when a run with changed rules
+        begins, it is passed over with a warning, as the old history is; windows begin anew.
+
         Raises:
-            HistoryError: it is no state of this audit; before the first step that is found at the first step.
+            HistoryError: after the first step, it is no state of this audit.
         """
         self._check_open()
         if self._beside is None:
@@ -395,7 +401,7 @@ class RuleAuditCallback:
             if self._beside is None:
                 beside = Beside(self.audit, rows[0][0], self._step_before())
                 if self._restored is not None:
-                    beside.restore(self._restored)
+                    self._restore_first(beside)
                 self._begin()
                 self._beside = beside
             assert self._outgoing is not None
@@ -403,6 +409,13 @@ class RuleAuditCallback:
                 return
             state = self._beside.step(*due[0]) if len(due) == 1 else self._beside.block(due)
             self._outgoing.take(state, len(due))
+
+    def _restore_first(self, beside: Beside) -> None:
+        try:
+            beside.restore(self._restored)
+        except HistoryError as error:
+            log.warning("%s This run begins so.", error)
+        self._restored = None
 
     def _begin(self) -> Outgoing:
         """Once the layout of the metrics is known."""
@@ -413,11 +426,11 @@ class RuleAuditCallback:
         self._outgoing = Outgoing(self.audit, run, self._events, self._store)
         return self._outgoing
 
-    def _settle(self, deadline: float, ending: bool = False) -> None:
+    def _settle(self, deadline: float, ending: bool = False, patient: bool = False) -> None:
         """Send what has not been sent, from the thread that makes the rows."""
         if self._watched is None:
             self._send_rest()
-        elif not self._watched.settle(self._send_rest, deadline, ending):
+        elif not self._watched.settle(self._send_rest, deadline, ending, patient):
             log.warning("the watched function's last rows were not made in time")
 
     def _send_rest(self) -> None:

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.typing import ArrayLike
 
 
@@ -110,7 +111,7 @@ def exclusive_disjunction(a: ArrayLike, b: ArrayLike) -> jax.Array:
     return conjunction(disjunction(a, b), negated_conjunction(a, b))
 
 
-def classify(truth: ArrayLike, threshold: ArrayLike) -> np.ndarray:
+def classify(truth: npt.ArrayLike, threshold: npt.ArrayLike) -> np.ndarray:
     """State of intervals [..., 2] under alpha [...], on the host: int8, see `records.State`.
 
     Decided in this order in float32: CONTRADICTORY (3) when L > U, TRUE (1) when L >= alpha,

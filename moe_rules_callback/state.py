@@ -94,7 +94,7 @@ def restored(given: Any, like: AuditState) -> AuditState:
             raise HistoryError(
                 f"the state to restore is not one of this audit: its `{each.name}` differs. Usual cause: it "
                 "was saved with other rules, predicates, signals, layers, top_k or flush_every. Make the "
-                "callback as it was then; or restore nothing, and windows begin anew."
+                "callback as it was then, or windows begin anew."
             )
         found[each.name] = jax.tree.unflatten(tree, saved)
     return AuditState(**found)

@@ -91,17 +91,20 @@ class Watched:
         if error is not None:
             raise error
 
-    def settle(self, then: Callable[[], None], deadline: float, ending: bool = False) -> bool:
+    def settle(
+        self, then: Callable[[], None], deadline: float, ending: bool = False, patient: bool = False
+    ) -> bool:
         """Wait until all forwards so far have become rows, then run `then` on the thread.
 
         Args:
             then: what is to be done with the rows.
             deadline: of `time.monotonic`; False is returned when it is reached.
             ending: rows no longer wait for the hook, and the thread ends.
+            patient: the first row goes on waiting for its call of the hook, which may come yet.
         """
         if not _within(deadline, jax.effects_barrier):  # until the device has delivered
             return False
-        self._tasks.put(partial(self._release, ending))
+        self._tasks.put(partial(self._release, ending, int(patient)))
         self._tasks.put(then)
         if ending:
             self._tasks.put(None)
@@ -193,9 +196,9 @@ class Watched:
             self._full = self._block
             self._attempt(partial(self._feed, part))
 
-    def _release(self, ending: bool) -> None:
-        """Let go the rows that wait for a hook which will not come."""
-        if ending or (self._rows and self._hooked is None):
+    def _release(self, ending: bool, waiting: int) -> None:
+        """Let go the rows that wait for a hook which will not come: more than `waiting`."""
+        if ending or (len(self._rows) > waiting and self._hooked is None):
             self._hooked = False
         self._match()
         self._feed_ready()

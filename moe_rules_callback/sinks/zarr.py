@@ -176,6 +176,7 @@ class ZarrSink:
     def _open(self, path: AnyPath, rows: int) -> None:
         self._arrays = arrays(path, mode="r+")
         self._tails: dict[str, np.ndarray] = {}  # rows of the unfinished chunks
+        self._rewinding: dict[str, int] | None = None  # what is being replaced
         self.path, self._rows = path, rows
 
     def _is_ours(self) -> bool:
@@ -245,7 +246,8 @@ class ZarrSink:
             return
         before = json.loads(self._amend().get("replaced", "[]"))
         now = {"from_step": first, "rows": self._rows - keep}
-        if not before or now != {key: before[-1][key] for key in now}:  # else this is another attempt
+        again, self._rewinding = self._rewinding, now  # an attempt may have failed after it had said so
+        if again != now or not before or now != {key: before[-1][key] for key in now}:
             self._amend(replaced=json.dumps([*before, now | {"time": time.time()}]))
             logger.warning(
                 "%s: %d rows from step %d on are replaced, since an older checkpoint was restored.",
@@ -253,7 +255,7 @@ class ZarrSink:
             )  # fmt: skip
         for start in reversed(range(keep // chunk * chunk, self._rows, chunk)):
             array[max(start, keep) : min(start + chunk, self._rows)] = -1
-        self._rows, self._tails = keep, {}
+        self._rows, self._tails, self._rewinding = keep, {}, None
 
 
 def _claimed(wanted: AnyPath) -> AnyPath:

@@ -132,6 +132,18 @@ def test_resume_continues_and_replaces_rows_after_the_checkpoint(tmp_path, caplo
     assert not (tmp_path / "audit-2.zarr").exists()
 
 
+def test_rows_that_are_replaced_twice_are_told_twice(tmp_path, caplog):
+    records = fake.make_records(100)
+    sink = ZarrSink()
+    fake.feed(sink, records, fake.make_run(tmp_path), end=False)
+    for _ in range(2):
+        sink.on_rewind(70)
+        sink.on_records(records[70:])
+    assert len(caplog.messages) == 2
+    told = json.loads(open_history(tmp_path).attrs["replaced"])
+    assert [(each["from_step"], each["rows"]) for each in told] == [(70, 30)] * 2
+
+
 def test_resume_after_a_kill_continues_behind_the_last_whole_batch(tmp_path):
     records = fake.make_records(100)
     killed = ZarrSink()
@@ -173,9 +185,7 @@ def test_a_kill_while_rows_are_unwritten_leaves_a_prefix(survive, tmp_path, monk
     xr.testing.assert_identical(found, records_to_dataset(records[:left]))
     fake.feed(ZarrSink(), records[70:], fake.make_run(tmp_path, flush_every=32, resume=True))
     found = open_history(tmp_path).load()
-    assert [each["from_step"] for each in json.loads(found.attrs.pop("replaced"))] == [70] * (
-        2 if survive else 1
-    )
+    assert [each["from_step"] for each in json.loads(found.attrs.pop("replaced"))] == [70, 70]
     xr.testing.assert_identical(found, records_to_dataset(records))
 
 

@@ -297,6 +297,25 @@ def test_without_a_hook_rows_come_without_scalars(caplog: pytest.LogCaptureFixtu
     assert "called for the first time after rows had been made without it: it is left out" in caplog.text
 
 
+def test_a_checkpoint_before_the_first_call_of_the_hook() -> None:
+    """The first row waits for its scalars; where there is no hook, that shows at the next forward."""
+    with RuleAuditCallback({"r": "low_load_cv"}, signals=["loss"]) as audit:
+        step = jax.jit(jax.value_and_grad(audit.watch(loss_of(soft_top_k))))
+        losses = []
+        for x in BATCHES[:3]:
+            losses.append(step(ONE, x)[0])
+            state = audit.state
+            assert (0 if state is None else int(state.row)) == len(losses) - 1
+            audit.on_step({"loss": losses[-1]})
+        np.testing.assert_array_equal(audit.history.loss, losses)
+    with auditor() as audit:
+        step = jax.jit(jax.grad(audit.watch(loss_of(soft_top_k))))
+        for x in BATCHES[:2]:
+            step(ONE, x)
+        assert audit.state is not None
+        assert int(audit.state.row) == 2
+
+
 def test_each_member_of_a_vmap_is_a_forward(audit: RuleAuditCallback) -> None:
     watched = audit.watch(loss_of(soft_top_k), forwards_per_step=2)
     jax.jit(jax.vmap(jax.grad(watched), in_axes=(None, 0)))(ONE, jnp.stack(BATCHES[:2]))

@@ -26,11 +26,11 @@ class MoE(layers.Layer):
         return ops.einsum("be,bd,edf->bf", weights, x, self.experts)
 
 
-def make_model(optimizer: Any = None, **compiled: Any) -> keras.Model:
+def make_model(optimizer: Any = None, dropout: float = 0.1, **compiled: Any) -> keras.Model:
     """The same weights every time."""
     keras.utils.set_random_seed(0)
     x = layers.Input((WIDTH,))
-    y = layers.Dense(CLASSES, name="head")(layers.Dropout(0.1)(x + MoE(name="moe")(x)))
+    y = layers.Dense(CLASSES, name="head")(layers.Dropout(dropout)(x + MoE(name="moe")(x)))
     model = keras.Model(x, y)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer or keras.optimizers.SGD(0.5), loss, metrics=["accuracy"], **compiled)
