@@ -192,6 +192,8 @@ class Vocabulary:
                 own = any(rule is mine for mine in rules)
                 try:
                     signal, what = self._gap(rule, names)
+                    if what and not own and signal not in self.signals.keys() | self.layout.metrics:
+                        what = f"'{signal}' as a scalar"  # whoever wrote the book did not misspell it
                     advice = f"pass {what} for "
                 except UnknownNameError as error:
                     if own:
@@ -214,8 +216,10 @@ class Vocabulary:
             if len(kept) == len(before):
                 break
         if left_out:
-            told = "; ".join(advice + ", ".join(names) for advice, names in left_out.items())
-            log.warning("rules without their signals are left out: %s", told)
+            told = [advice + ", ".join(names) for advice, names in left_out.items()]
+            log.warning(
+                "rules without their signals are left out:%s", "".join(f"\n  {each}" for each in told)
+            )
         return [*kept, *_rows_of(names, kept)]
 
     def _gap(self, rule: Rule, names: Sequence[str]) -> tuple[str, str]:

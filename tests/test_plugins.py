@@ -212,7 +212,7 @@ def test_rules_of_plugins_without_their_signals_are_left_out(caplog):
     assert audit.schema.rule_names == ("hot", "works")
     (message,) = caplog.messages
     assert message.startswith(
-        "rules without their signals are left out: pass 'queue_length' for queueing, calm; "
+        "rules without their signals are left out:\n  pass 'queue_length' for queueing, calm\n  "
     )
     assert "no predicate is called 'foo'" in message
     assert message.endswith(" Hence without odd")

@@ -18,7 +18,7 @@ def test_a_shipped_book_runs_on_what_there_is(caplog: pytest.LogCaptureFixture) 
     assert len(records(Audit("nano_moe"), [STEP]).schema.rules) == 5
     (warning,) = caplog.records
     assert warning.getMessage() == (
-        "rules without their signals are left out: pass 'params' for load_imbalance"
+        "rules without their signals are left out:\n  pass 'params' for load_imbalance"
     )
 
 
@@ -32,12 +32,13 @@ def test_a_shipped_book_concludes_from_what_there_is(book: Any, caplog: pytest.L
     (warning,) = caplog.records
     told = warning.getMessage()
     assert told.startswith(
-        "rules without their signals are left out: pass 'grads' for starved_by_gradient, "
-        "learning_by_gradient, dominated_by_gradient; pass 'router_logits' for saturated_by_logits; pass "
+        "rules without their signals are left out:\n  pass 'grads' for starved_by_gradient, "
+        "learning_by_gradient, dominated_by_gradient\n  pass 'router_logits' for saturated_by_logits\n  pass "
         "'expert_index' or top_k= for dead_by_load, dead_for_long, collapsed_by_load, collapsed_by_first, "
-        "weak_by_load, misrouted_by_margin, uneven_load; pass 'dropped_token_fraction' for "
-        "overflow_by_drops; "
+        "weak_by_load, misrouted_by_margin, uneven_load\n  pass 'dropped_token_fraction' as a scalar for "
+        "overflow_by_drops\n  "
     )
+    assert told.endswith("\n  pass 'balancing_loss' as a scalar for telemetry_by_balance")
     assert "dead_expert" not in told
     assert "saturated_by_choice" not in told
 
