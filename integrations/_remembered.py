@@ -1,7 +1,7 @@
 """What rules remember, in files beside or within a trainer's checkpoints.
 
-    data = written(audit.state)                  # bytes of an npz file
-    audit.restore(read(data))
+    put({file: written(audit.state)})            # an npz file
+    restore(audit, file)
 
 An array's name says where it stands in the state, `recent.0`; their order counts, as that of the state.
 """
@@ -9,6 +9,7 @@ An array's name says where it stands in the state, `recent.0`; their order count
 from __future__ import annotations
 
 import io
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from moe_rules_callback.paths import AnyPath
+
 if TYPE_CHECKING:
-    from moe_rules_callback import AuditState
+    from moe_rules_callback import AuditState, RuleAuditCallback
+
+log = logging.getLogger("moe_rules_callback")
 
 
 def named(state: AuditState | Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -44,7 +49,12 @@ def written(state: AuditState) -> bytes:
     return file.getvalue()
 
 
-def read(data: bytes) -> dict[str, OrderedDict[str, np.ndarray]]:
-    """What `written` was given, for `restore`."""
-    with np.load(io.BytesIO(data)) as arrays:
-        return nested((name, arrays[name]) for name in arrays.files)
+def restore(audit: RuleAuditCallback, file: AnyPath) -> None:
+    """Let an audit go on from such a file; without it where it is damaged."""
+    try:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
+            state = nested((name, arrays[name]) for name in arrays.files)
+    except Exception:
+        log.exception("%s cannot be read: what the rules remember begins anew", file)
+        return
+    audit.restore(state)

@@ -42,7 +42,7 @@ from levanter.schedule import distinct_values
 from moe_rules_callback.errors import MetricsError
 from moe_rules_callback.paths import as_path, is_there, put
 
-from ._remembered import read, written
+from ._remembered import restore, written
 
 if TYPE_CHECKING:
     from levanter.trainer import Trainer, TrainerConfig
@@ -135,7 +135,7 @@ def _restore(audit: RuleAuditCallback, trainer: Trainer, step: int) -> None:
     if file is None:
         log.warning("no checkpoint of step %d holds what the rules remember: they begin anew", step)
         return
-    audit.restore(read(file.read_bytes()))
+    restore(audit, file)
 
 
 def _forwards_per_step(config: TrainerConfig) -> int:

@@ -37,7 +37,7 @@ from tunix.sft.hooks import TrainingHooks
 from moe_rules_callback.errors import MetricsError
 from moe_rules_callback.paths import AnyPath, as_path, is_there, names_in, put
 
-from ._remembered import read, written
+from ._remembered import restore, written
 
 if TYPE_CHECKING:
     from tunix.sft.peft_trainer import PeftTrainer
@@ -118,7 +118,7 @@ class _Remembered:
     def restore(self, step: int) -> None:
         """Go on from the checkpoint of a step."""
         if is_there(file := self._file(step)):
-            self._audit.restore(read(file.read_bytes()))
+            restore(self._audit, file)
         else:
             log.warning("no checkpoint of step %d holds what the rules remember: they begin anew", step)
 

@@ -67,14 +67,15 @@ class Chain:
 
     Attributes:
         lives: for each row of the history, which run has made it.
-        missing: for each run that was killed, steps that it had taken and the history does not hold.
+        missing: for each run that was killed, steps that it had taken and the history does not hold, and how
+            many batches the history had been told of.
     """
 
     def __init__(self, kind: str, logdir: Path, seed: int) -> None:
         self.kind, self.logdir, self.chance = kind, logdir, random.Random(seed)
         self.lives = np.zeros(0, int)
         self.life = self.checked = 0
-        self.missing: list[int] = []
+        self.missing: list[tuple[int, int]] = []
         self.hits: Counter[str] = Counter()
         self._runs = subprocess.Popen(
             [sys.executable, str(HERE / "killed_run.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -160,8 +161,9 @@ class Chain:
         assert rows > max(held, said.last("flushed"))
         assert rows <= max(begun + 1, len(self.lives))
         if begun >= 0 and said.last("closed") < 0:
-            self.missing.append(max(0, said.last("taken") + 1 - rows))
-            assert self.kind == "callback" or self.missing[-1] <= killed_run.FLUSH_EVERY
+            missing = max(0, said.last("taken") + 1 - rows)
+            self.missing.append((missing, said.count("zarr on_records begins")))
+            assert self.kind == "callback" or missing <= killed_run.FLUSH_EVERY
         self.lives, self.checked = lives, self.checked + rows
         self._check_curves(said, start)
 
@@ -185,11 +187,12 @@ class Chain:
         assert set(promised) <= set(steps[values >= self.life].tolist())
 
     def __str__(self) -> str:
-        missing = np.array(self.missing or [0])
+        missing, batch = np.array(self.missing or [(0, 0)]).T
         partial = len([*self.logdir.rglob("*.partial")])
         return (
             f"{self.life} lives, {self.checked:,} rows looked at, {len(self.lives):,} rows in the end; "
-            f"missing at a kill: median {np.median(missing):.0f}, most {missing.max()}; "
+            f"missing at a kill: median {np.median(missing):.0f}, most {missing.max()}, "
+            f"after the first batch {missing[batch > 1].max(initial=0)}; "
             f"killed in {dict(self.hits.most_common())}; {partial} partial files left"
         )
 
