@@ -38,7 +38,7 @@ from .records import Run
 from .rulebook import Source
 from .sinks import make_sink
 from .sinks.memory import MemorySink
-from .state import AuditState
+from .state import AuditState, step_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -399,9 +399,7 @@ class RuleAuditCallback:
         # NaN stands for what a step does not have, and numbers of the host are meant to be transferred.
         with self._taking, jax.debug_nans(False), jax.transfer_guard_host_to_device("allow"):
             if self._beside is None:
-                beside = Beside(self.audit, rows[0][0], self._step_before())
-                if self._restored is not None:
-                    self._restore_first(beside)
+                beside = self._begun_beside(rows[0][0])
                 self._begin()
                 self._beside = beside
             assert self._outgoing is not None
@@ -410,12 +408,17 @@ class RuleAuditCallback:
             state = self._beside.step(*due[0]) if len(due) == 1 else self._beside.block(due)
             self._outgoing.take(state, len(due))
 
-    def _restore_first(self, beside: Beside) -> None:
+    def _begun_beside(self, metrics: Mapping[str, Any]) -> Beside:
+        """After the state that was restored, or the history that is resumed."""
+        if (saved := self._restored) is None:
+            return Beside(self.audit, metrics, self._step_before())
+        beside = Beside(self.audit, metrics, step_of(saved))
         try:
-            beside.restore(self._restored)
+            beside.restore(saved)
         except HistoryError as error:
             log.warning("%s This run begins so.", error)
         self._restored = None
+        return beside
 
     def _begin(self) -> Outgoing:
         """Once the layout of the metrics is known."""

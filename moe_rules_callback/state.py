@@ -80,12 +80,7 @@ def restored(given: Any, like: AuditState) -> AuditState:
     Raises:
         HistoryError: it is not a state of this audit.
     """
-    parts = (
-        given
-        if isinstance(given, Mapping)
-        else {name.name: getattr(given, name.name, None) for name in fields(like)}
-    )
-    found = {}
+    parts, found = _parts(given), {}
     for each in fields(like):
         leaves, tree = jax.tree.flatten(getattr(like, each.name))
         saved = [np.asarray(leaf) for leaf in jax.tree.leaves(parts.get(each.name))]
@@ -98,3 +93,18 @@ def restored(given: Any, like: AuditState) -> AuditState:
             )
         found[each.name] = jax.tree.unflatten(tree, saved)
     return AuditState(**found)
+
+
+def step_of(given: Any) -> int:
+    """The last step of a state that was saved, of whatever audit; -1 if it tells none."""
+    match jax.tree.leaves(_parts(given).get("step")):
+        case [step] if np.shape(step) == () and np.issubdtype(np.asarray(step).dtype, np.integer):
+            return int(step)
+    return -1
+
+
+def _parts(given: Any) -> Mapping[str, Any]:
+    """The fields of a saved state, of which some may be missing."""
+    if isinstance(given, Mapping):
+        return given
+    return {each.name: getattr(given, each.name, None) for each in fields(AuditState)}
