@@ -26,10 +26,9 @@ import pluggy
 from . import plugins
 from .checks import check_dtypes, named, step_number
 from .errors import MetricsError, PluginError
-from .logic import classify
 from .metrics import collect
 from .plan import Plan
-from .records import ARRAYS, Records, Schema, headline
+from .records import ARRAYS, Records, Schema
 from .rulebook import Source, load_rules
 from .signals import Signal
 from .state import AuditState, unpack
@@ -197,15 +196,13 @@ class Audit:
             "truth_layer": (r, y, 2), "signal_value": (s, y), "signal_pooled": (s,), "expert_share": (y, e),
         }  # fmt: skip
         ends = np.cumsum([np.prod(shape, dtype=int) for shape in shapes.values()])
-        step, values = unpack(rows[numbers % len(rows)])
+        step, state, values = unpack(rows[numbers % len(rows)], r)
         arrays = {
             name: part.reshape(len(numbers), *shape)
             for (name, shape), part in zip(shapes.items(), np.split(values, ends[:-1], axis=1), strict=True)
         }
-        truth = headline(arrays["truth_layer"], schema.rules)
-        # Here, not on the device: rows of a checkpoint are judged by the thresholds of today.
-        state = classify(truth, [rule.threshold for rule in schema.rules])
-        arrays |= {"step": step, "state": state, "wall_time": wall_time}
+        arrays |= {"step": step, "state": state}
+        arrays["wall_time"] = wall_time
         return Records(schema, **{name: arrays[name] for name in ARRAYS})
 
     def _adapted(self, metrics: Mapping[str, Any]) -> dict[str, Any]:

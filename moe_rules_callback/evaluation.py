@@ -60,9 +60,9 @@ def evaluate(rule: str | Rule, truth: Mapping[str, Any]) -> Evaluation:
     atoms = jnp.array([[_interval(name, truth[name])] for name in program.atoms], jnp.float32)
     bad = jnp.zeros(atoms.shape[:2], bool)
     _, result = program.update(program.init(1), atoms, bad, jnp.int32(0), jnp.int32(0))
-    whole = np.asarray(result[0, 0])
-    lower, upper = map(float, whole)
-    return Evaluation(Interval(lower, upper), State(int(logic.classify(whole, rule.threshold))))
+    state = logic.classify(result[0, 0], rule.threshold)
+    lower, upper = np.asarray(result[0, 0]).tolist()
+    return Evaluation(Interval(lower, upper), State(int(state)))
 
 
 def _interval(name: str, given: Any) -> np.ndarray:

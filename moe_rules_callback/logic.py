@@ -26,7 +26,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 from jax.typing import ArrayLike
 
 
@@ -111,13 +110,13 @@ def exclusive_disjunction(a: ArrayLike, b: ArrayLike) -> jax.Array:
     return conjunction(disjunction(a, b), negated_conjunction(a, b))
 
 
-def classify(truth: npt.ArrayLike, threshold: npt.ArrayLike) -> np.ndarray:
-    """State of intervals [..., 2] under alpha [...], on the host: int8, see `records.State`.
+def classify(truth: jax.Array, threshold: ArrayLike) -> jax.Array:
+    """State of intervals [..., 2] under alpha [...]: int8, see `records.State`.
 
     Decided in this order in float32: CONTRADICTORY (3) when L > U, TRUE (1) when L >= alpha,
     FALSE (0) when 1 - U >= alpha, otherwise UNKNOWN (2).
     """
-    truth, alpha = np.asarray(truth, np.float32), np.asarray(threshold, np.float32)
     lower, upper = truth[..., 0], truth[..., 1]
-    conditions = [lower > upper, lower >= alpha, np.float32(1) - upper >= alpha]
-    return np.select(conditions, [np.int8(3), np.int8(1), np.int8(0)], np.int8(2))
+    alpha = jnp.asarray(threshold, jnp.float32)
+    state = jnp.where(lower >= alpha, 1, jnp.where(1 - upper >= alpha, 0, 2))
+    return jnp.where(lower > upper, 3, state).astype(jnp.int8)

@@ -104,6 +104,7 @@ class Outgoing:
 
     def _receive(self, records: Records, unsure: bool) -> None:
         """On the delivery's thread."""
+        records = records.judged() if unsure else records
         if unsure if self._told else self.run.resume:  # a resumed run may take many steps again
             records = self._fresh(records)
         if not len(records):

@@ -17,7 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from . import logic
 from .deduction import Deduction
 from .errors import MetricsError, MissingSignalError
 from .formula import Rule
@@ -98,6 +100,8 @@ class Plan:
                 for name, predicate in zip(self._program.atoms, predicates, strict=True)
             },
         )
+        self._threshold = np.array([rule.threshold for rule in found], np.float32)
+        self._risk = np.array([rule.kind == "risk" for rule in found], bool)
 
     def _signals(self, used: Sequence[str], record: Sequence[str] | str) -> list[str]:
         """All signals to compute, those that look back on others last."""
@@ -152,7 +156,7 @@ class Plan:
             for (experts, _), names in self.layout.groups.items()
             if self._recent
         ]
-        empty = pack(jnp.int32(-1), jnp.full(width, jnp.nan, jnp.float32))
+        empty = pack(jnp.int32(-1), jnp.full(rules, -1), jnp.full(width, jnp.nan, jnp.float32))
         return AuditState(
             step=jnp.int32(-1),
             row=jnp.int32(0),
@@ -195,8 +199,10 @@ class Plan:
         with jax.named_scope("moe_rules.rules"):
             program, truth = self._program.update(state.program, atoms, bad, state.row, step)
         with jax.named_scope("moe_rules.row"):
+            headline = jnp.where(self._risk[:, None], truth.max(1), truth.min(1))
+            states = logic.classify(headline, self._threshold)
             told = [truth.ravel(), layered.ravel(), values[:, -1], self._shares(groups).ravel()]
-            rows = put(state.rows, pack(step, jnp.concatenate(told)), state.row % self._ring)
+            rows = put(state.rows, pack(step, states, jnp.concatenate(told)), state.row % self._ring)
         return AuditState(step, state.row + 1, tuple(recent), lookback, trends, program, {self._mark: rows})
 
     @cached_property

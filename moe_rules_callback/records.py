@@ -9,8 +9,8 @@ Dimensions: n rows, R rules, S signals, Y layers, E experts; bounds are (lower, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -35,14 +35,6 @@ def fires_in(kinds: Iterable[RuleKind]) -> np.ndarray:
     """int8 [R]: the state in which rules of these kinds fire; -2, which is none, without a kind."""
     states = {"risk": State.TRUE, "health": State.FALSE}
     return np.array([-2 if kind is None else states[kind] for kind in kinds], np.int8)
-
-
-def headline(truth_layer: np.ndarray, rules: Sequence[Rule]) -> np.ndarray:
-    """float32 [n, R, 2], of truth in layers [n, R, Y, 2] that of the whole: see `Records.truth`."""
-    risk = np.array([rule.kind == "risk" for rule in rules], bool)
-    # Bound by bound: NumPy reduces over the last axis, and takes ten times as long over the one before.
-    layers = (truth_layer[..., bound] for bound in (0, 1))
-    return np.stack([np.where(risk, each.max(axis=2), each.min(axis=2)) for each in layers], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -159,7 +151,19 @@ class Records:
     @property
     def truth(self) -> np.ndarray:
         """float32 [n, R, 2]: over layers the maximum of each bound for a risk, else the minimum."""
-        return headline(self.truth_layer, self.schema.rules)
+        risk = np.array([rule.kind == "risk" for rule in self.schema.rules], bool)
+        # Bound by bound: NumPy reduces over the last axis, and takes ten times as long over the one before.
+        layers = (self.truth_layer[..., bound] for bound in (0, 1))
+        return np.stack([np.where(risk, each.max(axis=2), each.min(axis=2)) for each in layers], axis=-1)
+
+    def judged(self) -> Records:
+        """With the states that today's thresholds make of the truth, as `logic.classify` does on the device:
+        a checkpoint may hold rows from before a threshold was changed."""
+        lower, upper = np.moveaxis(self.truth, -1, 0)
+        alpha = np.array([rule.threshold for rule in self.schema.rules], np.float32)
+        conditions = [lower > upper, lower >= alpha, 1 - upper >= alpha]
+        states = np.select(conditions, [State.CONTRADICTORY, State.TRUE, State.FALSE], State.UNKNOWN)
+        return replace(self, state=states.astype(np.int8))
 
     @property
     def loss(self) -> np.ndarray:

@@ -46,14 +46,16 @@ class AuditState:
         return rows
 
 
-def pack(step: jax.Array, values: jax.Array) -> jax.Array:
-    """A row, int32 [1 + n]: the step, and n float32 values as their bits."""
-    return jnp.concatenate([step[None], jax.lax.bitcast_convert_type(values, jnp.int32)])
+def pack(step: jax.Array, state: jax.Array, values: jax.Array) -> jax.Array:
+    """A row, int32 [1 + rules + n]: the step, the states of the rules, and n float32 values as their bits."""
+    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+    return jnp.concatenate([step[None], state.astype(jnp.int32), bits])
 
 
-def unpack(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of packed rows on the host: steps int64 [n] and values float32 [n, ..]."""
-    return rows[:, 0].astype(np.int64), np.ascontiguousarray(rows[:, 1:]).view(np.float32)
+def unpack(rows: np.ndarray, rules: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of packed rows on the host: steps int64 [n], states int8 [n, rules] and values float32 [n, ..]."""
+    values = np.ascontiguousarray(rows[:, 1 + rules :]).view(np.float32)
+    return rows[:, 0].astype(np.int64), rows[:, 1 : 1 + rules].astype(np.int8), values
 
 
 def find_state(tree: Any) -> AuditState | None:

@@ -179,14 +179,19 @@ def test_classical_truth_is_exact_whatever_the_weights() -> None:
     ],
 )
 def test_states(truth: tuple[float, float], threshold: float, state: int) -> None:
-    got = logic.classify(truth, threshold)
+    got = logic.classify(jnp.array(truth, jnp.float32), threshold)
     assert got == state == naive.classify(truth, threshold)
-    assert got.dtype == np.int8
+    assert got.dtype == jnp.int8
 
 
 @given(degree, degree, st.floats(0.5, 1, exclude_min=True))
 def test_states_are_decided_in_float32(lower: float, upper: float, threshold: float) -> None:
-    assert logic.classify((lower, upper), threshold) == naive.classify((lower, upper), threshold)
+    assert int(_classify(np.array([lower, upper], np.float32), threshold)) == naive.classify(
+        (lower, upper), threshold
+    )
+
+
+_classify = jax.jit(logic.classify)
 
 
 def test_unknown_connectives_are_refused() -> None:

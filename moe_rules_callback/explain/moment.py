@@ -49,7 +49,8 @@ class Moment:
 
         def update(state: AuditState, metrics: Any, step: Any) -> tuple[AuditState, jax.Array]:
             state = audit.update(state, metrics, step)
-            bits = state.rows[0, 1 : 1 + np.prod(shape)]  # the step is before them
+            first = 1 + len(rules.rules)
+            bits = state.rows[0, first : first + np.prod(shape)]
             return state, jax.lax.bitcast_convert_type(bits, jnp.float32).reshape(shape)
 
         @jax.jit
@@ -99,7 +100,7 @@ class Moment:
 
     def states(self, rule: int, truth: np.ndarray) -> np.ndarray:
         """int8 [..], what the rule's threshold makes of intervals [.., 2]."""
-        return logic.classify(truth, self.rules.rules[rule].threshold)
+        return np.asarray(logic.classify(jnp.asarray(truth), self.rules.rules[rule].threshold))
 
     def verdict(self, rule: int, truth: np.ndarray) -> tuple[State, tuple[float, float]]:
         """State and truth of the whole model, of the truth [Y, 2] in its layers."""
