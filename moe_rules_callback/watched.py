@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src.dispatch import runtime_tokens  # has no public name
 from jax.core import Tracer
 
 from .beside import TRACED, Step
@@ -102,7 +103,7 @@ class Watched:
             ending: rows no longer wait for the hook, and the thread ends.
             patient: the first row goes on waiting for its call of the hook, which may come yet.
         """
-        if not _within(deadline, jax.effects_barrier):  # until the device has delivered
+        if not _within(deadline, partial(jax.block_until_ready, _effects())):  # until all is delivered
             return False
         self._tasks.put(partial(self._release, ending, int(patient)))
         self._tasks.put(then)
@@ -229,6 +230,12 @@ def _call(metrics: Mapping[str, Any], step: Any) -> tuple[dict[str, Any], Any]:
         if isinstance(value, jax.Array):
             value.copy_to_host_async()
     return chosen, number
+
+
+def _effects() -> list[Any]:
+    """What `jax.effects_barrier` would wait for. That knows no time limit, and as JAX keeps a list for each
+    thread it is of no use in another."""
+    return [*runtime_tokens.current_tokens.values(), *runtime_tokens.output_runtime_tokens.values()]
 
 
 def _within(deadline: float, function: Callable[[], None]) -> bool:

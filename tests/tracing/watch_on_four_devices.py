@@ -66,4 +66,16 @@ with auditor() as audit:
     loss, _ = step(STACKED, X)
     audit.on_step({"loss": loss})
     np.testing.assert_allclose(audit.history.signal_value.values, expected, atol=1e-6)
+
+
+def slow(params, x):
+    busy = jax.lax.fori_loop(0, 5000, lambda _, y: jnp.tanh(y @ y), jnp.full((128, 128), x.ravel()[0]))
+    return loss_of(scanned)(params, x + 0 * busy[0, 0])
+
+
+# The devices are behind when the history is asked for.
+with auditor() as audit:
+    gradients = jax.jit(jax.grad(audit.watch(slow)))(whole, placed)
+    assert not all(leaf.is_ready() for leaf in jax.tree.leaves(gradients))
+    assert len(audit.history.step) == 1
 print("ok")
