@@ -199,8 +199,8 @@ class Plan:
         with jax.named_scope("moe_rules.rules"):
             program, truth = self._program.update(state.program, atoms, bad, state.row, step)
         with jax.named_scope("moe_rules.row"):
-            # Being read here too, the truth is computed apart; else XLA fuses it with the writing of the row, in a
-            # replay otherwise than in a step, and the last bit may differ.
+            # Being read here too, the truth is computed apart; else XLA fuses it with the writing of the row,
+            # in a replay otherwise than in a step, and the last bit may differ.
             headline = jnp.where(self._risk[:, None], truth.max(1), truth.min(1))
             states = logic.classify(headline, self._threshold)
             told = [truth.ravel(), layered.ravel(), values[:, -1], self._shares(groups).ravel()]
