@@ -80,6 +80,7 @@ def counts(function: Any, *args: Any) -> dict[str, float]:
         "bytes": cost["bytes accessed"],
         "host calls": sum(call in text for call in CALLS),
         "kernels": kernels(text),
+        "shared": len(re.findall(r'"outer_dimension_partitions":\[[^]]*"(?:[2-9]|\d\d+)"', text)),
         "sorts": text.count(" sort("),
         "top_k": text.count('custom_call_target="TopK"'),
     }
@@ -114,6 +115,13 @@ def test_nothing_calls_the_host(counted: dict[str, dict[str, float]]) -> None:
 def test_kernels(rules: str, most: int, counted: dict[str, dict[str, float]]) -> None:
     """Each costs about a microsecond on a CPU and some on a GPU."""
     assert counted[rules]["kernels"] - counted["bare"]["kernels"] <= most
+
+
+def test_kernels_stay_on_one_core(counted: dict[str, dict[str, float]]) -> None:
+    """XLA deals a kernel of many operations a byte out to all cores of a CPU, whose threads then have to be
+    woken: some 50 microseconds, where it has 5 to do. Only loads over several indices a token are so."""
+    for rules in ("6", "100"):
+        assert counted[rules]["shared"] - counted["bare"]["shared"] <= LAYERS
 
 
 def test_a_hundred_rules_are_no_graph_per_rule(counted: dict[str, dict[str, float]]) -> None:
