@@ -1,6 +1,6 @@
 """What the audit adds to a step, in microseconds, for short and long steps, few and many layers and rules.
 
-    python -m benchmarks.step_cost [--rounds 30] [--bare 1 5 50] [--sizes 1x8 32x64 61x256] [--files] [--cpu]
+    python -m benchmarks.step_cost [--rounds 30] [--bare 1 5 50] [--sizes 1x8 32x64 61x256] [--files]
 
 A step routes tokens through all layers and multiplies matrices until it lasts as long as asked. Loops take
 turns, so that a machine whose speed drifts slows all alike; each is timed until its work is done:
@@ -16,9 +16,9 @@ turns, so that a machine whose speed drifts slows all alike; each is timed until
 The floor is what the six rules must read at least, probabilities, indices and parameters once, over the
 bandwidth of the memory.
 
-On a machine that others use too, processor time (`--cpu`, on one core) tells the loops apart best.
-MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the environment keep glibc from giving large blocks back
-after each step, whose pages then cost more anew than what is computed in them.
+With MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ of some gigabytes in the environment, glibc keeps the
+blocks of a step for the next. Else it gives those above 32 MB back to the system, and their pages, new in
+every step, cost more than what is computed in them.
 """
 
 from __future__ import annotations
@@ -92,7 +92,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="layers x experts")
     parser.add_argument("--loops", nargs="+", help="only these and the bare loop")
     parser.add_argument("--files", action="store_true", help="write TensorBoard files and histories too")
-    parser.add_argument("--cpu", action="store_true", help="processor time in the place of wall time")
     options = parser.parse_args(arguments)
     logging.getLogger("moe_rules_callback").setLevel(logging.ERROR)  # alerts are not the point here
     rate = bandwidth()
@@ -105,8 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 set_work(bench, milliseconds / 1e3)
                 steps = max(FLUSH, round(TURN / (milliseconds / 1e3)))
                 chosen = ["bare", *(options.loops or [n for n in bench.loops if n != "bare"])]
-                clock = time.process_time if options.cpu else time.perf_counter
-                seconds = take_turns({n: bench.loops[n] for n in chosen}, options.rounds, steps, clock)
+                seconds = take_turns({n: bench.loops[n] for n in chosen}, options.rounds, steps)
                 title = f"{size.layers} layers, {size.experts} experts, {size.tokens} tokens"
                 print_table(f"{title}, floor {size.bytes / rate * 1e6:.0f} us", seconds)
             bench.close()
