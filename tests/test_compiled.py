@@ -117,6 +117,7 @@ def test_kernels(rules: str, most: int, counted: dict[str, dict[str, float]]) ->
     assert counted[rules]["kernels"] - counted["bare"]["kernels"] <= most
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="earlier XLA fuses otherwise, and deals out more")
 def test_kernels_stay_on_one_core(counted: dict[str, dict[str, float]]) -> None:
     """XLA deals a kernel of many operations a byte out to all cores of a CPU, whose threads then have to be
     woken: some 50 microseconds, where it has 5 to do. Only loads over several indices a token are so."""
