@@ -229,9 +229,13 @@ class RuleAuditCallback:
         Raises:
             MetricsError: there is no `AuditState` in the tree.
         """
-        self._check_open()
-        (self._outgoing or self._begin()).drain(tree)
-        self._requests.step()
+        outgoing = self._outgoing
+        if outgoing is None or self._closed:
+            self._check_open()
+            outgoing = self._begin()
+        outgoing.drain(tree)
+        if self._requests.any:
+            self._requests.step()
 
     # Checkpoints.
 

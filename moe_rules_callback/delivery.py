@@ -24,13 +24,17 @@ from .records import Records
 from .state import AuditState
 
 log = logging.getLogger("moe_rules_callback")
+LONGEST = 10.0  # seconds between two snapshots: a slow run is shown at least so often
 WAITING = 16  # snapshots that may wait, for a device that is behind, before rows are given up
+
+Snapshot = tuple[jax.Array, tuple[int, ...], int, float]  # copy, shape of the ring, calls so far, time
 
 
 @jax.jit
-def _copy(rows: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A copy that outlives the donation of the state to the next step."""
-    return jnp.copy(rows), jnp.copy(row)
+def _copy(rows: jax.Array, row: jax.Array) -> jax.Array:
+    """A copy that outlives the donation of the state to the next step; one array, since each costs its own
+    way to the host."""
+    return jnp.append(rows, row)
 
 
 def _local(array: jax.Array) -> jax.Array:
@@ -47,6 +51,11 @@ class Delivery:
             been read before, since they come with a state that was restored.
         rewind: called there with a step, before rows that replace those from this step on.
         resumed: whether a state that comes with rows is expected.
+
+    Attributes:
+        rows_per_call: rows that a call of the trainer brings lately; 0 until two snapshots have been read.
+        wanted: whether a snapshot is wanted before it is due, because the last is long ago. For whoever sends
+            to look at and to clear: to look at the clock in every step would cost more.
     """
 
     def __init__(
@@ -57,20 +66,16 @@ class Delivery:
         resumed: bool = False,
     ) -> None:
         self._unpack, self._receive, self._rewind, self._resumed = unpack, receive, rewind, resumed
-        self._queue: queue.Queue[tuple[jax.Array, jax.Array, int, float] | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[Snapshot | None] = queue.Queue(WAITING)
         self._seen: int | None = None  # rows that are done with
         self._ring = np.zeros((0, 0), np.int32)  # as it was then
         self._calls = 0  # of the trainer, when the last snapshot was taken
-        self._rows_per_call = 0
+        self.rows_per_call = 0
+        self.wanted = False
         self._time = time.time()
         self._told = False
         self._thread = threading.Thread(target=self._run, name="moe-rules-delivery", daemon=True)
         self._thread.start()
-
-    @property
-    def rows_per_call(self) -> int:
-        """Rows that a call of the trainer brings at most; 0 until two snapshots have been read."""
-        return self._rows_per_call
 
     @property
     def full(self) -> bool:
@@ -85,12 +90,10 @@ class Delivery:
             calls: how often the trainer has called so far.
             patience: seconds to wait when the queue is full; then the snapshot is left out.
         """
-        with jax.debug_nans(False):  # NaN stands for what a row does not have
-            rows, row = _copy(_local(state.rows), _local(state.row))
-        for array in (rows, row):
-            array.copy_to_host_async()
+        copy = _copy(_local(state.rows), _local(state.row))
+        copy.copy_to_host_async()
         try:
-            self._queue.put((rows, row, calls, time.time()), timeout=patience)
+            self._queue.put((copy, state.rows.shape, calls, time.time()), timeout=patience)
         except queue.Full:  # the next snapshot may still hold these rows; _deliver reports those it does not
             log.debug("the device is behind: %d snapshots are waiting", WAITING)
 
@@ -116,7 +119,7 @@ class Delivery:
         return done
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
+        while (item := self._next()) is not None:
             try:
                 self._deliver(*item)
             except BaseException:  # nobody else would hear of it, and whoever waits would wait in vain
@@ -125,10 +128,17 @@ class Delivery:
                 self._queue.task_done()
         self._queue.task_done()
 
-    def _deliver(self, rows: jax.Array, row: jax.Array, calls: int, now: float) -> None:
-        host, total = jax.device_get((rows, row))
-        total = int(total)
-        oldest = max(0, total - len(rows))
+    def _next(self) -> Snapshot | None:
+        try:
+            return self._queue.get(timeout=LONGEST)
+        except queue.Empty:
+            self.wanted = True
+        return self._queue.get()
+
+    def _deliver(self, copy: jax.Array, shape: tuple[int, ...], calls: int, now: float) -> None:
+        flat = jax.device_get(copy)  # not np.asarray, which a transfer guard may forbid
+        host, total = flat[:-1].reshape(shape), int(flat[-1])
+        oldest = max(0, total - len(host))
         unsure = self._seen is None
         if self._seen is None:  # a new state, or a restored one: all that it holds
             if oldest and not self._resumed:
@@ -145,7 +155,8 @@ class Delivery:
                 self._rewind(int(host[last % len(host), 0]) + branch - last if total else 0)
         elif calls > self._calls:
             rate = -(-(total - self._seen) // (calls - self._calls))
-            self._rows_per_call = max(self._rows_per_call, rate, 1)
+            # A stretch of many rows without a call is soon forgotten.
+            self.rows_per_call = max(rate, self.rows_per_call // 2, 1)
         first = max(self._seen, oldest)
         if first > self._seen and not self._told:
             self._told = True

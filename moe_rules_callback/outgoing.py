@@ -19,7 +19,6 @@ from .state import find_state
 from .terminal import plain
 
 log = logging.getLogger("moe_rules_callback")
-FLUSH_SECONDS = 10.0  # a slow run is shown at least so often
 STORE_PATIENCE = 10.0  # seconds that restored rows wait for the history, to be compared with it
 LAST_PATIENCE = 60.0  # seconds that the last rows wait for a place
 LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -41,22 +40,28 @@ class Outgoing:
         self._told = False  # of any rows
         self._alerts = Watch(audit.schema)
         self.latest: Any = None  # the newest AuditState, or a tree that holds it
-        self._calls = self._sent_calls = 0
-        self._last_sent = time.monotonic()
+        self._calls = self._since = 0  # of the trainer: until the last snapshot, and after it
         self._writes = jax.process_index() == 0
         if self._writes:
             events.start(run)
         self._delivery = Delivery(
             audit.records, self._receive, lambda step: self._tell("on_rewind", step=step), run.resume
         )
+        if not self._writes:
+            self._delivery.rows_per_call = 1  # it gets no snapshots to learn from
 
     def take(self, state: Any, rows: int) -> None:
         """The state after so many further rows."""
         self.latest = state
-        self._tick(self.run.flush_every, rows)
+        self._since += rows
+        if self._since >= self.run.flush_every or self._delivery.wanted:
+            self._send()
 
     def drain(self, tree: Any) -> None:
         """A tree that holds the state, after an unknown number of further rows.
+
+        Nearly all calls do next to nothing, and in as few Python calls as can be: after a step that took
+        some milliseconds the caches hold none of this, and each function costs microseconds.
 
         Raises:
             MetricsError: there is no `AuditState` in it, or JAX traces the function that calls.
@@ -67,14 +72,16 @@ class Outgoing:
                 "again. Return the state from the step and call audit.drain(state) in the loop."
             )
         self.latest = tree
+        self._since += 1
         rate = self._delivery.rows_per_call
-        self._tick(self.run.flush_every // rate if rate else 1)
+        if not rate or (self._since + 1) * rate > self.run.flush_every or self._delivery.wanted:
+            self._send()
 
     def send_rest(self) -> None:
         """Send what has not been sent, unless its arrays were donated to a step since."""
         state = find_state(self.latest)
         gone = state is None or any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-        if self._calls > self._sent_calls and not gone:
+        if self._since and not gone:
             self._send(LAST_PATIENCE)
 
     def wait(self, deadline: float, ending: bool = False) -> None:
@@ -82,13 +89,6 @@ class Outgoing:
         delivery = self._delivery
         if not (delivery.close(deadline) if ending else delivery.wait(deadline)):
             log.warning("the device has not computed the last rows in time, and nobody waits longer for them")
-
-    def _tick(self, every: int, calls: int = 1) -> None:
-        """Count calls; send a snapshot after `every` of them, or when the last is long ago."""
-        self._calls += calls
-        late = time.monotonic() - self._last_sent > FLUSH_SECONDS
-        if late or self._calls - self._sent_calls >= every:
-            self._send()
 
     def _send(self, patience: float = 0.0) -> None:
         if self._delivery.full and not patience:
@@ -98,7 +98,8 @@ class Outgoing:
                 "drain found no AuditState in what it was given. Pass the state that audit.update returned, "
                 "or the optimizer state of a transformation made with moe_rules_callback.integrations.optax."
             )
-        self._sent_calls, self._last_sent = self._calls, time.monotonic()
+        self._calls, self._since = self._calls + self._since, 0
+        self._delivery.wanted = False
         if self._writes:
             self._delivery.send(state, self._calls, patience)
 

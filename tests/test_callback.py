@@ -222,12 +222,14 @@ def test_flush_every_counts_rows():
         make(flush_every=0)
 
 
-def test_a_slow_run_is_shown_now_and_then(audit, seen, monkeypatch):
-    monkeypatch.setattr("moe_rules_callback.outgoing.FLUSH_SECONDS", 0.0)
-    audit.on_step({"x": 0.0})
-    deadline = time.monotonic() + SOON
-    while not seen.steps:
-        assert time.monotonic() < deadline
+def test_a_slow_run_is_shown_now_and_then(seen, monkeypatch):
+    monkeypatch.setattr("moe_rules_callback.delivery.LONGEST", 0.01)
+    with make(seen, flush_every=10_000) as audit:
+        deadline = time.monotonic() + SOON
+        while not seen.steps:
+            audit.on_step({"x": 0.0})
+            time.sleep(0.01)
+            assert time.monotonic() < deadline
 
 
 def test_history_is_the_same_in_memory_and_on_disk(tmp_path):

@@ -174,13 +174,24 @@ def test_a_trainer_that_goes_back(before, restored, after, void, again, receiver
     assert receiver.unsure == [True, *([void is None] if again else []), False]  # then who receives looks
 
 
-def test_rows_per_call_is_learned_from_two_snapshots(deliver):
+def test_rows_per_call_is_learned_from_two_snapshots_and_forgotten(deliver):
     rates = []
-    for calls, total in [(1, 3), (2, 6), (4, 12), (9, 12), (10, 17)]:
+    for calls, total in [(1, 3), (2, 6), (4, 12), (5, 30), (7, 34), (12, 34), (22, 34)]:
         deliver.send(state(total), calls)
         assert deliver.wait(soon())
         rates.append(deliver.rows_per_call)
-    assert rates == [0, 3, 3, 3, 5]
+    assert rates == [0, 3, 3, 18, 9, 4, 2]
+
+
+def test_a_snapshot_is_wanted_when_none_has_come_for_long(receiver, monkeypatch):
+    monkeypatch.setattr(delivery, "LONGEST", 0.01)
+    deliver = Delivery(receiver.unpack, receiver.receive, receiver.rewind)
+    deadline = soon()
+    while not deliver.wanted:
+        assert time.monotonic() < deadline
+    deliver.send(state(2), 1)
+    assert deliver.close(deadline)
+    assert receiver.rows == [0, 1]
 
 
 def test_sending_does_not_wait_for_a_slow_receiver(receiver, tight, caplog):
