@@ -14,6 +14,7 @@ them; `RuleAuditCallback` does, and does all of this by itself when it is called
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,7 +29,7 @@ from .checks import check_dtypes, named, step_number
 from .errors import MetricsError, PluginError
 from .metrics import collect
 from .plan import Plan
-from .records import ARRAYS, Records, Schema
+from .records import Records, Schema
 from .rulebook import Source, load_rules
 from .signals import Signal
 from .state import AuditState, unpack
@@ -195,15 +196,12 @@ class Audit:
         shapes = {
             "truth_layer": (r, y, 2), "signal_value": (s, y), "signal_pooled": (s,), "expert_share": (y, e),
         }  # fmt: skip
-        ends = np.cumsum([np.prod(shape, dtype=int) for shape in shapes.values()])
         step, state, values = unpack(rows[numbers % len(rows)], r)
-        arrays = {
-            name: part.reshape(len(numbers), *shape)
-            for (name, shape), part in zip(shapes.items(), np.split(values, ends[:-1], axis=1), strict=True)
-        }
-        arrays |= {"step": step, "state": state}
-        arrays["wall_time"] = wall_time
-        return Records(schema, **{name: arrays[name] for name in ARRAYS})
+        arrays, begin = {}, 0
+        for name, shape in shapes.items():
+            end = begin + math.prod(shape)
+            arrays[name], begin = values[:, begin:end].reshape(len(numbers), *shape), end
+        return Records(schema, step=step, state=state, wall_time=wall_time, **arrays)
 
     def _adapted(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Metrics with a trainer's own object replaced by the probabilities that an adapter finds in it."""

@@ -165,7 +165,7 @@ class Delivery:
                 first - self._seen,
             )
         numbers = np.arange(first, total)
-        times = np.linspace(self._time, now, total - self._seen + 1)[1 + first - self._seen :]
+        times = self._time + (numbers + 1 - self._seen) * ((now - self._time) / max(1, total - self._seen))
         self._seen, self._calls, self._time, self._ring = total, calls, now, host
         if len(numbers):
             self._receive(self._unpack(host, numbers, times), unsure)
