@@ -53,7 +53,7 @@ class Delivery:
         resumed: whether a state that comes with rows is expected.
 
     Attributes:
-        rows_per_call: rows that a call of the trainer brings lately; 0 until two snapshots have been read.
+        rows_per_call: rows that a call of the trainer brings at most; 0 until two snapshots have been read.
         wanted: whether a snapshot is wanted before it is due, because the last is long ago. For whoever sends
             to look at and to clear: to look at the clock in every step would cost more.
     """
@@ -73,6 +73,7 @@ class Delivery:
         self.rows_per_call = 0
         self.wanted = False
         self._time = time.time()
+        self._sent = time.monotonic()
         self._told = False
         self._thread = threading.Thread(target=self._run, name="moe-rules-delivery", daemon=True)
         self._thread.start()
@@ -90,6 +91,7 @@ class Delivery:
             calls: how often the trainer has called so far.
             patience: seconds to wait when the queue is full; then the snapshot is left out.
         """
+        self._sent = time.monotonic()
         copy = _copy(_local(state.rows), _local(state.row))
         copy.copy_to_host_async()
         try:
@@ -130,7 +132,7 @@ class Delivery:
 
     def _next(self) -> Snapshot | None:
         try:
-            return self._queue.get(timeout=LONGEST)
+            return self._queue.get(timeout=max(0.0, self._sent + LONGEST - time.monotonic()))
         except queue.Empty:
             self.wanted = True
         return self._queue.get()
@@ -155,8 +157,7 @@ class Delivery:
                 self._rewind(int(host[last % len(host), 0]) + branch - last if total else 0)
         elif calls > self._calls:
             rate = -(-(total - self._seen) // (calls - self._calls))
-            # A stretch of many rows without a call is soon forgotten.
-            self.rows_per_call = max(rate, self.rows_per_call // 2, 1)
+            self.rows_per_call = max(self.rows_per_call, rate, 1)
         first = max(self._seen, oldest)
         if first > self._seen and not self._told:
             self._told = True

@@ -47,8 +47,6 @@ class Outgoing:
         self._delivery = Delivery(
             audit.records, self._receive, lambda step: self._tell("on_rewind", step=step), run.resume
         )
-        if not self._writes:
-            self._delivery.rows_per_call = 1  # it gets no snapshots to learn from
 
     def take(self, state: Any, rows: int) -> None:
         """The state after so many further rows."""
@@ -102,6 +100,8 @@ class Outgoing:
         self._delivery.wanted = False
         if self._writes:
             self._delivery.send(state, self._calls, patience)
+        else:
+            self._delivery.rows_per_call = 1  # no snapshots tell it
 
     def _receive(self, records: Records, unsure: bool) -> None:
         """On the delivery's thread."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +53,31 @@ def test_drain_does_not_send_more_often_than_it_must(audit, seen):
         audit.drain(state := update(state, {"x": 0.0}))
     audit.flush()
     assert [len(batch) for batch in seen.batches[before:]] == [4, 4, 4]
+
+
+def test_drain_keeps_up_where_calls_of_many_rows_and_of_one_take_turns(audit, seen, caplog):
+    state = audit.init({"x": jax.ShapeDtypeStruct((), jnp.float32)})
+    step = jax.jit(lambda state, x: jax.lax.scan(lambda s, x: (audit.update(s, {"x": x}), None), state, x)[0])
+    rows = [6, 6, 6, *[1] * 12] * 3
+    for n in rows:
+        audit.drain(state := step(state, jnp.zeros(n)))
+        assert audit._outgoing._delivery.wait(time.monotonic() + 60)  # as fast as the trainer
+    audit.close()
+    assert seen.steps == list(range(sum(rows)))
+    assert caplog.messages == []
+
+
+def test_drain_sends_at_once_what_is_wanted(audit, seen):
+    train(audit, 2, 1)
+    audit.flush()
+    before = len(seen.batches)
+    state, update = audit._outgoing.latest, jax.jit(audit.update)
+    for call in range(4):
+        audit._outgoing._delivery.wanted |= call == 1
+        audit.drain(state := update(state, {"x": 0.0}))
+    audit.flush()
+    assert [len(batch) for batch in seen.batches[before:]] == [2, 2]
+    assert not audit._outgoing._delivery.wanted
 
 
 def test_the_last_rows_come_although_the_device_was_behind(audit, seen, monkeypatch):

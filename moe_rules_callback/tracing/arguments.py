@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import (
     FlattenedIndexKey,
     GetAttrKey,
@@ -27,6 +30,10 @@ from jax.tree_util import (
     tree_flatten_with_path,
     tree_unflatten,
 )
+
+
+_STATIC, _ARRAY, _OBJECT = range(3)
+_KINDS: dict[type, int] = {}  # of leaves by their type, where that tells
 
 
 def is_array(leaf: Any) -> bool:
@@ -38,48 +45,75 @@ def _nnx() -> Any:
     return sys.modules.get("flax.nnx")
 
 
-def _is_object(leaf: Any) -> bool:
+def _kind(leaf: Any) -> int:
+    if (known := _KINDS.get(type(leaf))) is not None:
+        return known
     nnx = _nnx()
-    return nnx is not None and isinstance(leaf, (nnx.Pytree, nnx.Variable))
+    is_object = nnx is not None and isinstance(leaf, (nnx.Pytree, nnx.Variable))
+    kind = _OBJECT if is_object else _ARRAY if is_array(leaf) else _STATIC
+    if not isinstance(leaf, Tracer):  # which may stand for what is no array
+        _KINDS[type(leaf)] = kind
+    return kind
+
+
+def _is_object(leaf: Any) -> bool:
+    return _kind(leaf) == _OBJECT
 
 
 class Arguments:
-    """One call's arguments, taken apart.
+    """One call's arguments, taken apart. A jitted step is called with thousands of arrays and soon does something
+    else, so what only its trace needs, the names, is made when it is asked for.
 
     Attributes:
         arrays: the arrays among the leaves.
-        names: of each array its key path without the argument's name, which is added where two arguments
-            have the same paths; the argument's name alone where it is an array itself.
-        key: what a second call must equal for the same trace to serve it: structure, shapes, static leaves.
     """
 
     def __init__(self, fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        call = (tuple(args), kwargs)
-        pairs, self._tree = tree_flatten_with_path(call, is_leaf=_is_object)
-        leaves = [leaf for _, leaf in pairs]
-        self._objects = [leaf for leaf in leaves if _is_object(leaf)]
+        self._fn, self._call = fn, (tuple(args), kwargs)
+        # Python is asked at every node, so only where there may be such objects.
+        leaves, self._tree = tree_flatten(self._call, is_leaf=_is_object if _nnx() else None)
+        self._kinds = kinds = [_kind(leaf) for leaf in leaves]
+        self.arrays = [leaf for leaf, kind in zip(leaves, kinds, strict=True) if kind == _ARRAY]
+        self._static = [leaf for leaf, kind in zip(leaves, kinds, strict=True) if kind == _STATIC]
+        self._objects = [leaf for leaf, kind in zip(leaves, kinds, strict=True) if kind == _OBJECT]
+        self._graph = self._state = self._state_tree = None
         if self._objects:
-            self._graph, state = _nnx().split(self._objects)
-            inside, self._state_tree = tree_flatten_with_path(state)
-        else:
-            self._graph, inside, self._state_tree = None, [], None
-        self._static = [None if is_array(leaf) or _is_object(leaf) else leaf for leaf in leaves]
-        self._dynamic = [is_array(leaf) for leaf in leaves]
-        self._object = [_is_object(leaf) for leaf in leaves]
-        self.arrays = [leaf for leaf in leaves if is_array(leaf)] + [leaf for _, leaf in inside]
-        named = _argument_names(fn, args)
-        paths = [_split_path(path, named) for path, leaf in pairs if is_array(leaf)]
-        objects = [_split_path(path, named) for path, leaf in pairs if _is_object(leaf)]
-        for path, _ in inside:
+            self._graph, self._state = _nnx().split(self._objects)
+            inside, self._state_tree = tree_flatten(self._state)
+            self.arrays += inside
+        self._types = [_type(x) for x in self.arrays]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of each array its key path without the argument's name, which is added where two arguments have the
+        same paths; the argument's name alone where it is an array itself."""
+        pairs = tree_flatten_with_path(self._call, is_leaf=_is_object)[0]
+        named = _argument_names(self._fn, self._call[0])
+        split = [(kind, _split_path(path, named)) for kind, (path, _) in zip(self._kinds, pairs, strict=True)]
+        paths = [path for kind, path in split if kind == _ARRAY]
+        objects = [path for kind, path in split if kind == _OBJECT]
+        for path, _ in tree_flatten_with_path(self._state)[0]:
             argument, above = objects[getattr(path[0], "key", getattr(path[0], "idx", 0))]
             paths.append((argument, _joined(above, _trimmed(path[1:]))))
-        self.names = _unique(paths)
-        avals = tuple((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in self.arrays)
-        self.key = (self._tree, self._state_tree, self._graph, tuple(self._static), avals)
+        return _unique(paths)
+
+    def serve(self, others: Arguments) -> bool:
+        """Whether a trace with these serves others: the same structure, shapes, dtypes and static leaves."""
+        mine, theirs = ((x._tree, x._state_tree, x._graph, x._static) for x in (self, others))
+        if mine != theirs or len(self._types) != len(others._types):
+            return False
+        if not all(map(operator.is_, self._types, others._types)):
+            for a, b in zip(self._types, others._types, strict=True):
+                if (a.shape, a.dtype, a.weak_type) != (b.shape, b.dtype, b.weak_type):
+                    return False
+            self._types = others._types  # what a step gets from itself has the very same
+        return True
 
     def abstract(self) -> Arguments:
         """The same without hold on the caller's arrays and objects."""
+        _ = self.names
         copied = copy.copy(self)
+        copied._call, copied._state = ((), {}), None
         copied._objects = [None] * len(self._objects)
         copied.arrays = [_shape(x) for x in self.arrays]
         return copied
@@ -87,17 +121,13 @@ class Arguments:
     def call(self, fn: Callable[..., Any], arrays: Sequence[Any]) -> tuple[Any, list[Any]]:
         """fn on the arguments with other arrays in them: (its result, state of the NNX objects after it)."""
         arrays = list(arrays)
-        n = sum(self._dynamic)
-        plain, objects = iter(arrays[:n]), iter(())
-        merged = None
+        n = self._kinds.count(_ARRAY)
+        merged: Any = None
         if self._objects:
             state = tree_unflatten(self._state_tree, arrays[n:])
             merged = _nnx().merge(self._graph, state)
-            objects = iter(merged)
-        leaves = [
-            next(plain) if dynamic else next(objects) if is_object else static
-            for dynamic, is_object, static in zip(self._dynamic, self._object, self._static, strict=True)
-        ]
+        of_kind = {_STATIC: iter(self._static), _ARRAY: iter(arrays[:n]), _OBJECT: iter(merged or ())}
+        leaves = [next(of_kind[kind]) for kind in self._kinds]
         args, kwargs = tree_unflatten(self._tree, leaves)
         result = fn(*args, **kwargs)
         return result, [] if merged is None else [_nnx().split(merged)[1]]
@@ -129,6 +159,18 @@ def taken(result: Any) -> tuple[Results, list[Any]]:
     dynamic = [is_array(leaf) for leaf in leaves]
     static = [None if is_array(leaf) else leaf for leaf in leaves]
     return Results(tree, dynamic, static), [leaf for leaf in leaves if is_array(leaf)]
+
+
+class _Type(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: Any
+    weak_type: bool
+
+
+def _type(x: Any) -> Any:
+    """JAX's own type of an array, or what else tells shape, dtype and weak_type."""
+    aval = getattr(x, "aval", None)
+    return _Type(x.shape, x.dtype, getattr(x, "weak_type", False)) if aval is None else aval
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

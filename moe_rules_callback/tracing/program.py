@@ -53,7 +53,7 @@ class Program:
         Raises:
             TracingError: they differ in structure, shapes, dtypes or static values.
         """
-        if arguments.key != self.arguments.key:
+        if not self.arguments.serve(arguments):
             raise TracingError(
                 f"These arguments are not like those that {name_of(self.fn)} was traced with: "
                 f"{_difference(self.arguments, arguments)}. A trace holds for one structure, one set of "

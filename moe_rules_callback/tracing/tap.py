@@ -72,19 +72,20 @@ def instrumented(fn: Callable[..., Any], prepare: Callable[[Program], Run], what
         prepare: called once for each trace.
         what: is done, for a warning.
     """
-    kept: list[tuple[Any, Run]] = []  # found by ==: what is no array may have no hash
+    kept: list[tuple[Arguments, Run]] = []  # compared: what is no array may have no hash
 
     @functools.wraps(fn, updated=())  # without `lower`, that of the function as it was
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         arguments = Arguments(fn, args, kwargs)
         # Only a jitted function is bound to what it saw when it was traced.
         concrete = hasattr(fn, "lower") and not any(isinstance(x, Tracer) for x in arguments.arrays)
-        for key, run in kept if concrete else ():
-            if key == arguments.key:
+        for known, run in kept if concrete else ():
+            if known.serve(arguments):
                 return run(arguments)
-        run = prepare(Program.of(fn, arguments))
+        program = Program.of(fn, arguments)
+        run = prepare(program)
         if concrete:
-            kept.append((arguments.key, run))
+            kept.append((program.arguments, run))
             if len(kept) == _MANY:
                 warnings.warn(_changing(fn, what), stacklevel=2)
         return run(arguments)
