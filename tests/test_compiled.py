@@ -21,9 +21,12 @@ from jax.profiler import ProfileData
 from moe_rules_callback import Audit, RuleAuditCallback
 
 LAYERS, EXPERTS, K, WIDTH, TOKENS = 2, 8, 2, 64, 2048
+SEEN = (  # over the signals of nano_moe, so that more rules read no more
+    "high_routing_confidence", "low_activation_entropy", "high_expert_imbalance", "low_expert_imbalance",
+    "increasing_weight_magnitude", "stable_loss", "decreasing_loss",
+)  # fmt: skip
 HUNDRED = {
-    f"r{i}": f"{0.6 + i / 400} :: high_load_cv & ~low_router_entropy | high_routing_margin"
-    for i in range(100)
+    f"r{i}": f"{0.6 + i / 400} :: {SEEN[i % 7]} & ~{SEEN[i // 7 % 7]} | {SEEN[i // 49]}" for i in range(100)
 }
 RULES: dict[str, Any] = {"6": "nano_moe", "100": HUNDRED, "health": "router_health"}
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
@@ -45,7 +48,7 @@ def step(params: Any, x: jax.Array) -> tuple[Any, dict[str, Any]]:
 
     (loss, found), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     probs, index = zip(*found, strict=True)
-    metrics = {"loss": loss, "router_probs": list(probs), "expert_index": list(index)}
+    metrics = {"loss": loss, "router_probs": list(probs), "expert_index": list(index), "params": params}
     return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), metrics
 
 
@@ -96,25 +99,34 @@ def kernels(text: str) -> int:
 def counted() -> dict[str, dict[str, float]]:
     found = {"bare": counts(bare, PARAMS, X)}
     for name, rules in RULES.items():
-        both, state = audited(Audit(rules))
+        audit = Audit(rules, rows=8)  # the ring counts as if each step wrote all of it
+        both, state = audited(audit)
+        assert len(audit.schema.rules) == {"6": 6, "100": 100, "health": 18}[name]
         found[name] = counts(both, PARAMS, X, state)
     return found
 
 
-def test_six_rules_add_little(counted: dict[str, dict[str, float]]) -> None:
-    without, with_six = counted["bare"], counted["6"]
-    assert with_six["flops"] / without["flops"] < 1.002
-    assert with_six["bytes"] / without["bytes"] < 1.04
+def added(counted: dict[str, dict[str, float]], rules: str) -> dict[str, float]:
+    return {name: counted[rules][name] - counted["bare"][name] for name in counted["bare"]}
+
+
+@pytest.mark.parametrize(
+    ("rules", "flops", "bytes", "kernels"),
+    [("6", 1.05e6, 2.9e6, 100), ("100", 1.07e6, 2.95e6, 100), ("health", 2.05e6, 4.55e6, 240)],
+)
+def test_what_the_audit_adds(
+    rules: str, flops: float, bytes: float, kernels: int, counted: dict[str, dict[str, float]]
+) -> None:
+    """A tenth more than it was when this was written, on any JAX. The step itself has 695e6 flops and touches
+    74e6 bytes; a kernel costs a third of a microsecond on a CPU and some on a GPU."""
+    more = added(counted, rules)
+    assert 0 < more["flops"] <= flops
+    assert 0 < more["bytes"] <= bytes
+    assert 0 < more["kernels"] <= kernels
 
 
 def test_nothing_calls_the_host(counted: dict[str, dict[str, float]]) -> None:
     assert {each["host calls"] for each in counted.values()} == {0}
-
-
-@pytest.mark.parametrize(("rules", "most"), [("6", 95), ("100", 95), ("health", 190)])
-def test_kernels(rules: str, most: int, counted: dict[str, dict[str, float]]) -> None:
-    """Each costs about a microsecond on a CPU and some on a GPU."""
-    assert counted[rules]["kernels"] - counted["bare"]["kernels"] <= most
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="earlier XLA fuses otherwise, and deals out more")
@@ -126,9 +138,9 @@ def test_kernels_stay_on_one_core(counted: dict[str, dict[str, float]]) -> None:
 
 
 def test_a_hundred_rules_are_no_graph_per_rule(counted: dict[str, dict[str, float]]) -> None:
-    added = {name: counted[name]["kernels"] - counted["bare"]["kernels"] for name in ("6", "100")}
-    assert added["100"] <= 1.2 * added["6"]
-    assert counted["100"]["flops"] / counted["6"]["flops"] < 1.001
+    six, hundred = added(counted, "6"), added(counted, "100")
+    for what in ("flops", "bytes", "kernels"):
+        assert hundred[what] <= 1.2 * six[what]
 
 
 def test_the_top_k_of_the_model_stays_one(counted: dict[str, dict[str, float]]) -> None:

@@ -31,7 +31,6 @@ from jax.tree_util import (
     tree_unflatten,
 )
 
-
 _STATIC, _ARRAY, _OBJECT = range(3)
 _KINDS: dict[type, int] = {}  # of leaves by their type, where that tells
 
@@ -61,8 +60,8 @@ def _is_object(leaf: Any) -> bool:
 
 
 class Arguments:
-    """One call's arguments, taken apart. A jitted step is called with thousands of arrays and soon does something
-    else, so what only its trace needs, the names, is made when it is asked for.
+    """One call's arguments, taken apart. This is done in each step, perhaps for thousands of arrays; what only a
+    trace needs, the names, is made when it is asked for.
 
     Attributes:
         arrays: the arrays among the leaves.

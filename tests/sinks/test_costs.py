@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import fake_records as fake
 import pytest
+from counting import instructions
 
 from moe_rules_callback.sinks import TensorBoardSink, TensorBoardXWriter, ZarrSink
 from moe_rules_callback.sinks.events import EventFile
@@ -22,24 +22,6 @@ SINKS: dict[str, Callable[[Path], Any]] = {
 }
 IO = Path("/proc/self/io")
 BATCH, FLUSHES = 512, 32  # 8 flushes fill a chunk of the history
-
-
-def instructions(work: Callable[[], Any]) -> int:
-    """How many instructions Python interprets on this thread."""
-    count, before = 0, sys.gettrace()
-
-    def note(frame: Any, event: str, argument: Any) -> Any:
-        nonlocal count
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        count += event == "opcode"
-        return note
-
-    sys.settrace(note)
-    try:
-        work()
-    finally:
-        sys.settrace(before)
-    return count
 
 
 def transferred(work: Callable[[], Any]) -> int:
