@@ -60,7 +60,7 @@ def _is_object(leaf: Any) -> bool:
 
 
 class Arguments:
-    """One call's arguments, taken apart. This is done in each step, perhaps for thousands of arrays; what only a
+    """One call's arguments, taken apart. Done in each step, perhaps for thousands of arrays; what only a
     trace needs, the names, is made when it is asked for.
 
     Attributes:
