@@ -110,6 +110,9 @@ class Evaluator:
     def _equation(self, eqn: JaxprEqn, path: Path, values: Values) -> tuple[Values, Taps]:
         if path not in self._around:
             return bind(eqn, values), {}
+        if path in self._jitted:
+            with _where(eqn):
+                return self._jitted[path](*values)
 
         def body(number: int) -> Callable[..., tuple[Values, Taps]]:
             inner = bodies(eqn)[number]

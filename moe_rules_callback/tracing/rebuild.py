@@ -40,7 +40,7 @@ class Inside:
         taps: name -> (path below the equation, number of the result) of each tap inside.
         changed: numbers of the bodies in which something is done.
         path: of the equation.
-        jitted: path -> function that was compiled before.
+        jitted: path -> function that is compiled, to be called when the evaluator comes here again.
     """
 
     body: Callable[[int], Run]
@@ -79,29 +79,28 @@ def _rule_refusal(eqn: JaxprEqn, rule: str) -> TracingError:
 
 
 def _jit(eqn: JaxprEqn, values: Values, inside: Inside) -> tuple[Values, Taps]:
-    if inside.path not in inside.jitted:
-        body, params = inside.body(0), eqn.params
+    body, params = inside.body(0), eqn.params
 
-        def call(*values: Any) -> tuple[Values, Taps]:
-            return body(*values)
+    def call(*values: Any) -> tuple[Values, Taps]:
+        return body(*values)
 
-        call.__name__ = call.__qualname__ = params["name"]
-        given = [_sharding(s) for s in params["in_shardings"]]
-        wanted = [_sharding(s) for s in params["out_shardings"]]
-        options: dict[str, Any] = {}
-        if any(s is not None for s in given):
-            options["in_shardings"] = tuple(given)
-        if any(s is not None for s in wanted):
-            options["out_shardings"] = (wanted, None)
-        inside.jitted[inside.path] = jax.jit(
-            call,
-            donate_argnums=[i for i, donated in enumerate(params["donated_invars"]) if donated],
-            keep_unused=params["keep_unused"],
-            inline=params["inline"],
-            compiler_options=dict(params["compiler_options_kvs"]) or None,
-            **options,
-        )
-    return inside.jitted[inside.path](*values)
+    call.__name__ = call.__qualname__ = params["name"]
+    given = [_sharding(s) for s in params["in_shardings"]]
+    wanted = [_sharding(s) for s in params["out_shardings"]]
+    options: dict[str, Any] = {}
+    if any(s is not None for s in given):
+        options["in_shardings"] = tuple(given)
+    if any(s is not None for s in wanted):
+        options["out_shardings"] = (wanted, None)
+    jitted = inside.jitted[inside.path] = jax.jit(
+        call,
+        donate_argnums=[i for i, donated in enumerate(params["donated_invars"]) if donated],
+        keep_unused=params["keep_unused"],
+        inline=params["inline"],
+        compiler_options=dict(params["compiler_options_kvs"]) or None,
+        **options,
+    )
+    return jitted(*values)
 
 
 def _sharding(value: Any) -> Any:
