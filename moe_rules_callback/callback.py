@@ -139,7 +139,8 @@ class RuleAuditCallback:
         else:
             self._watched.hook(metrics, step)
         self._events.step(metrics=metrics, step=step)
-        self._requests.step()
+        if self._requests.possible:
+            self._requests.step()
 
     @hookimpl(specname="on_step")
     def step_event(self, metrics: Mapping[str, Any], step: int | None) -> None:
@@ -234,7 +235,7 @@ class RuleAuditCallback:
             self._check_open()
             outgoing = self._begin()
         outgoing.drain(tree)
-        if self._requests.any:
+        if self._requests.possible:
             self._requests.step()
 
     # Checkpoints.

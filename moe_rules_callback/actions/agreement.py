@@ -60,11 +60,11 @@ class Requests:
         every: steps between two agreements of several processes; None: nothing is ever asked.
 
     Attributes:
-        any: whether anything may ever be asked; if not, `step` need not be called.
+        possible: whether anything may ever be asked; if not, `step` need not be called.
     """
 
     def __init__(self, every: int | None) -> None:
-        self._every, self.any = every, every is not None
+        self._every, self.possible = every, every is not None
         self._key = None if every is None else new_key("requests")
         self._lock = threading.Lock()
         self._asked: dict[Kind, int] = {"stop": 0, "checkpoint": 0}  # how often, on this process

@@ -98,7 +98,7 @@ class Arguments:
 
     def serve(self, others: Arguments) -> bool:
         """Whether a trace with these serves others: the same structure, shapes, dtypes and static leaves."""
-        mine, theirs = ((x._tree, x._state_tree, x._graph, x._static) for x in (self, others))
+        mine, theirs = ((x._tree, x._state_tree, x._graph, x._kinds, x._static) for x in (self, others))
         if mine != theirs or len(self._types) != len(others._types):
             return False
         if not all(map(operator.is_, self._types, others._types)):
